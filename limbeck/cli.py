@@ -1,0 +1,202 @@
+"""The command line. Each command is a few lines round a function; errors are one line and a hint."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from schemas.errors import Interrupted, LimbeckError, SpecError
+
+app = typer.Typer(
+    name="limbeck",
+    help="Distil large language models into small ones, on Ray: teacher answers in, a dataset and a student out.",
+    epilog="Start with: limbeck run examples/quickstart.yaml --out runs/first",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in budget.usd=10.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster: auto, or host:port. Without it, a local Ray is started.")
+]
+Out = Annotated[Path, typer.Option("--out", help="The run directory. The same command on it again resumes.")]
+
+
+class StopFlag:
+    """Set by the first SIGINT or SIGTERM; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.is_set:
+            os._exit(130)
+        self.is_set = True
+        print("stopping: finishing the calls in flight (once more to stop at once)", file=sys.stderr, flush=True)
+
+    def __call__(self) -> bool:
+        return self.is_set
+
+
+def guarded(work: Callable[[], None], debug: bool) -> None:
+    """Run a command; what it raises becomes a line on standard error and an exit status."""
+    try:
+        work()
+    except LimbeckError as error:
+        if debug:
+            raise
+        fail(error)
+    except KeyboardInterrupt:
+        fail(Interrupted("interrupted", "run the same command again to go on"))
+    except BrokenPipeError:
+        os._exit(1)
+
+
+def fail(error: LimbeckError) -> None:
+    """Print an error and leave with its status."""
+    print(f"limbeck: {' '.join(error.message.split())}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    raise typer.Exit(error.exit_status)
+
+
+def lasting(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+@app.command()
+def run(
+    job: Annotated[Path, typer.Argument(help="A job spec in YAML.", metavar="JOB")],
+    out: Out,
+    address: Address = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker actors for each teacher.")] = 2,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Generate, curate and publish a dataset, and train a student where the spec asks for one.
+
+    Every paid answer is on disk before it is used: after a crash, run the same command again and only calls that
+    were in flight are paid for twice.
+
+    Exit status: 0 finished, 1 failed, 2 wrong before the first call, 3 budget exhausted, 4 no teacher can be used,
+    130 interrupted.
+    """
+
+    def work() -> None:
+        from limbeck.spec_file import load_job
+
+        spec = load_job(job, settings or [])
+        from rich.console import Console
+
+        from limbeck import jobs
+        from limbeck.progress import Progress, summary
+
+        place = lasting(out)
+        stop = StopFlag()
+        with Progress(place / ".work") as progress:
+            manifest = jobs.run(
+                spec, place, address=address, workers=workers, watch=progress, stopping=stop, ready=stop.install
+            )
+        for line in manifest.warnings:
+            print(f"note: {line}", file=sys.stderr)
+        metrics = place / "student" / "metrics.json"
+        known = json.loads(metrics.read_text()) if metrics.is_file() else None
+        Console(width=max(80, Console().width)).print(summary(manifest, known, out))
+
+    guarded(work, debug)
+
+
+@app.command()
+def train(
+    spec: Annotated[Path, typer.Argument(help="A training spec in YAML.", metavar="SPEC")],
+    out: Out,
+    address: Address = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Train a student on a dataset: loss on the response tokens, loss and ROUGE-L before and after.
+
+    The student is in OUT/student, with metrics.json and curve.png; it loads with from_pretrained.
+    """
+
+    def work() -> None:
+        from limbeck.spec_file import load_training
+
+        loaded = load_training(spec, settings or [])
+        from limbeck import jobs
+
+        last = -1
+
+        def watch(now: dict[str, Any]) -> None:
+            nonlocal last
+            if now["step"] != last:
+                last = now["step"]
+                speed = f"{now['tokens_per_second']:,.0f} tokens/s"
+                print(f"step {last}/{now['steps']}, loss {now['loss']:.3f}, {speed}", file=sys.stderr, flush=True)
+
+        stop = StopFlag()
+        place = lasting(out)
+        metrics = jobs.train(loaded, place, address=address, watch=watch, stopping=stop, ready=stop.install)
+        for name, value in metrics.items():
+            print(f"{name:18} {value:,.4f}" if isinstance(value, float) else f"{name:18} {value}")
+        print(f"{'student':18} {out / 'student'}")
+
+    guarded(work, debug)
+
+
+@app.command()
+def status(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print manifest.json.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show progress, spend and rejections of a run, live or finished."""
+
+    def work() -> None:
+        from rich.console import Console
+
+        from limbeck.progress import summary
+        from pipelines.rundir import RunDirectory
+
+        directory = RunDirectory(lasting(run_directory))
+        manifest = directory.manifest()
+        if manifest is None:
+            raise SpecError(f"{run_directory} is not a run directory: it has no manifest.json", "name a --out of a run")
+        if as_json:
+            print(manifest.model_dump_json(indent=2))
+            return
+        if manifest.state == "running" and not directory.is_in_use():
+            print("note: no process works on this run now; run it again to resume", file=sys.stderr)
+        Console(width=max(80, Console().width)).print(summary(manifest, None, run_directory))
+        if manifest.error:
+            print(f"error: {manifest.error}")
+
+    guarded(work, debug)
+
+
+@app.command()
+def schema(
+    training: Annotated[bool, typer.Option("--training", help="The training spec instead of the job spec.")] = False,
+) -> None:
+    """Print the spec's JSON schema: every key with its meaning and default."""
+    from schemas.job import JobSpec
+    from schemas.student import TrainingSpec
+
+    print(json.dumps((TrainingSpec if training else JobSpec).model_json_schema(by_alias=True), indent=2))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,79 @@
+"""The one place that strings generation and training together."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipelines.runner import Run, Watch
+from pipelines.rundir import RunDirectory
+from schemas.errors import LimbeckError
+from schemas.job import JobSpec
+from schemas.manifest import Manifest
+from schemas.student import TrainingData, TrainingSpec
+from services import cluster
+
+
+def run(
+    spec: JobSpec, out: Path, *, address: str | None = None, workers: int = 2,
+    watch: Watch = lambda manifest: None, stopping: Callable[[], bool] = lambda: False,
+    ready: Callable[[], None] = lambda: None,
+) -> Manifest:  # fmt: skip
+    """Generate, curate, publish, and train where the spec asks for it; resumes a run that `out` holds.
+
+    `watch` sees the manifest as it grows, `stopping` is asked whether to end early, and `ready` is called once Ray
+    runs (which installs signal handlers of its own). Returns the manifest of the finished run. Raises `SpecError` before the first call, and afterwards
+    `BudgetExhausted`, `LaneUnusable`, `Interrupted` or `LimbeckError`; all but the last can be resumed.
+    """
+    directory = RunDirectory(Path(out))
+    this = Run(spec, directory, workers, watch, stopping)
+    this.check()
+    if spec.train is not None:
+        _check_training(spec.train)
+    if this.is_finished and (spec.train is None or (directory.student / "metrics.json").is_file()):
+        return this.manifest
+    directory.open(spec)
+    try:
+        with this.stage("ray"):
+            cluster.connect(address)
+        ready()
+        this.generate()
+        if spec.train is not None:
+            _train_stage(this, spec.train)
+        this.finish()
+    except LimbeckError as error:
+        if this.manifest.state == "running":
+            this.manifest.state, this.manifest.error = "failed", error.message
+            directory.save(this.manifest)
+        raise
+    finally:
+        directory.close()
+    return this.manifest
+
+
+def _check_training(spec: TrainingSpec) -> None:
+    from training.students import check_student
+
+    check_student(spec.student)
+
+
+def _train_stage(this: Run, spec: TrainingSpec) -> None:
+    data = spec.data or TrainingData()
+    if data.path is None and data.run is None:
+        data = data.model_copy(update={"run": str(this.directory.root)})
+    with this.stage("train"):
+        train(spec.model_copy(update={"data": data}), this.directory.root, stopping=this.stopping)
+
+
+def train(
+    spec: TrainingSpec, out: Path, *, address: str | None = None,
+    watch: Callable[[dict[str, Any]], None] = lambda metrics: None,
+    stopping: Callable[[], bool] = lambda: False, ready: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train a student; it and its `metrics.json` are in `out`/student. Returns the metrics."""
+    from training.loop import fit
+    from training.students import check_student
+
+    check_student(spec.student)
+    cluster.connect(address)
+    ready()
+    return fit(spec, Path(out).absolute(), watch, stopping)

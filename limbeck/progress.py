@@ -1,0 +1,105 @@
+"""What a running job shows: a live panel on a terminal, one plain line every few seconds elsewhere."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from schemas.manifest import Manifest
+
+PLAIN_EVERY_S = 3.0
+
+
+def rate_line(manifest: Manifest, seconds: float, answered_before: int) -> str:
+    """Calls a second of this start."""
+    calls = manifest.calls.answered - answered_before
+    return f"{calls / seconds:.1f} calls/s" if seconds > 1 and calls else "-"
+
+
+def student_line(work: Path) -> str:
+    """Where the student's training stands, from the file that its first worker writes."""
+    try:
+        now: dict[str, Any] = json.loads((work / "train-progress.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return "loading, measuring"
+    speed = f"{now['tokens_per_second']:,.0f} tokens/s"
+    return f"step {now['step']}/{now['steps']}, loss {now['loss']:.3f}, {speed}"
+
+
+class Progress:
+    """Use as a context manager, call it with the manifest. Writes to standard error."""
+
+    def __init__(self, work: Path, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._work = work
+        self._live: Live | None = None
+        self._stage, self._stage_at, self._line_at, self._before = "", time.monotonic(), 0.0, 0
+
+    def __enter__(self) -> "Progress":
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, manifest: Manifest) -> None:
+        now = time.monotonic()
+        entered = manifest.stage != self._stage
+        if entered:
+            self._stage, self._stage_at, self._before = manifest.stage, now, manifest.calls.answered
+        if self._live is not None:
+            self._live.update(self._panel(manifest, now))
+        elif entered or now - self._line_at > PLAIN_EVERY_S:
+            self._line_at = now
+            pairs = ", ".join(f"{name} {value}" for name, value in self._facts(manifest, now))
+            print(f"[{now - self._stage_at:6.1f} s] {manifest.stage}: {pairs}", file=sys.stderr, flush=True)
+
+    def _facts(self, manifest: Manifest, now: float) -> list[tuple[str, str]]:
+        if manifest.stage == "train":
+            return [("student", student_line(self._work))]
+        calls, spend = manifest.calls, manifest.spend
+        facts = [
+            ("rows", f"{manifest.rows.source:,}"),
+            ("answered", f"{calls.answered:,}"),
+            ("reused", f"{calls.reused:,}"),
+            ("retried", f"{calls.retried:,}"),
+            ("rate", rate_line(manifest, now - self._stage_at, self._before)),
+            ("tokens", f"{spend.input_tokens + spend.output_tokens:,}"),
+            ("spent", f"${spend.usd:.4f}"),
+        ]
+        return facts + ([("failed", f"{calls.failed:,}")] if calls.failed else [])
+
+    def _panel(self, manifest: Manifest, now: float) -> Table:
+        table = Table.grid(padding=(0, 2))
+        table.add_row(f"[bold]{manifest.name}[/]", f"{manifest.stage}  {now - self._stage_at:.0f} s")
+        for name, value in self._facts(manifest, now):
+            table.add_row(name, value)
+        return table
+
+
+def summary(manifest: Manifest, metrics: dict[str, Any] | None, out: Path) -> Table:
+    """The table that ends a run."""
+    table = Table(title=f"{manifest.name}: {manifest.state}", title_justify="left", show_header=False, min_width=46)
+    rows, spend = manifest.rows, manifest.spend
+    table.add_row("rows in", f"{rows.source:,}" + (f" + {rows.generated:,} written" if rows.generated else ""))
+    table.add_row("accepted", f"{rows.accepted:,}")
+    for reason, count in rows.rejected.items():
+        table.add_row(f"rejected: {reason}", f"{count:,}")
+    table.add_row("calls", f"{manifest.calls.answered:,} answered, {manifest.calls.reused:,} reused")
+    if manifest.calls.per_second:
+        table.add_row("calls/s", f"{manifest.calls.per_second:.2f}")
+    table.add_row("tokens", f"{spend.input_tokens:,} in, {spend.output_tokens:,} out")
+    table.add_row("spent", f"${spend.usd:.4f}")
+    if metrics:
+        for label, name in (("student loss", "loss"), ("student ROUGE-L", "rouge_l")):
+            table.add_row(label, f"{metrics[name + '_before']:.3f} before, {metrics[name + '_after']:.3f} after")
+    table.add_row("report", str(out / "report.html"))
+    return table

@@ -1,0 +1,109 @@
+"""Read a spec from YAML, apply `--set` overrides, resolve its paths."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from schemas.errors import SpecError
+from schemas.explain import spec_error
+from schemas.job import JobSpec
+from schemas.lane import Strict
+from schemas.student import TrainingSpec
+
+Spec = TypeVar("Spec", bound=Strict)
+PATHS = (("source", "path"), ("prompt", "exemplars"), ("train", "data", "path"), ("train", "data", "run"),
+         ("data", "path"), ("data", "run"), ("train", "student", "from"), ("student", "from"),
+         ("train", "student"), ("student",))  # fmt: skip
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a spec file."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"spec {path}: {error.strerror}", "name a YAML file; examples/ has some") from None
+    except UnicodeDecodeError:
+        raise SpecError(f"spec {path}: not UTF-8 text", "save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise SpecError(f"spec {path}{where}: not valid YAML: {getattr(error, 'problem', error)}", "") from None
+    if not isinstance(found, dict):
+        raise SpecError(f"spec {path}: not a mapping of keys to values", "start from examples/quickstart.yaml")
+    return found
+
+
+def override(spec: dict[str, Any], setting: str) -> None:
+    """Apply one `a.b=c`; `c` is read as YAML, and a number in the path indexes a list."""
+    path, equals, text = setting.partition("=")
+    if not equals or not path.strip():
+        raise SpecError(f"--set {setting}: not of the form key.key=value", "as in --set budget.usd=10")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SpecError(f"--set {setting}: the value is not valid YAML", "quote it") from None
+    *parents, last = path.strip().split(".")
+    here: Any = spec
+    for key in parents:
+        here = _step(here, key, setting)
+    if isinstance(here, list):
+        _step(here, last, setting)
+        here[int(last)] = value
+    else:
+        here[last] = value
+
+
+def _step(here: Any, key: str, setting: str) -> Any:
+    if isinstance(here, list):
+        if not key.isdigit() or int(key) >= len(here):
+            raise SpecError(f"--set {setting}: {key!r} is not a place in a list of {len(here)}", "")
+        return here[int(key)]
+    if here.get(key) is None:
+        here[key] = {}
+    if not isinstance(here[key], dict | list):
+        raise SpecError(f"--set {setting}: {key!r} holds {here[key]!r}, not keys", "")
+    return here[key]
+
+
+def resolve_paths(spec: dict[str, Any], folder: Path) -> None:
+    """Make paths absolute: relative to the spec's folder, or else to the current one where only that has them."""
+    teachers = spec.get("teachers")
+    lanes = [t for t in teachers if isinstance(t, dict)] if isinstance(teachers, list) else []
+    places = [(lane, "model") for lane in lanes if lane.get("provider") == "embedded"]
+    for *parents, last in PATHS:
+        here: Any = spec
+        for key in parents:
+            here = here.get(key) if isinstance(here, dict) else None
+        if isinstance(here, dict):
+            places.append((here, last))
+    for here, key in places:
+        value = here.get(key)
+        if not isinstance(value, str) or "://" in value or value.startswith("hf:"):
+            continue
+        is_model = key in ("model", "student", "from")
+        beside, current = folder / Path(value).expanduser(), Path.cwd() / Path(value).expanduser()
+        if is_model and not (beside.exists() or current.exists()):
+            continue  # a model's name, not a path
+        here[key] = str((current if current.exists() and not beside.exists() else beside).absolute())
+
+
+def load_spec(path: Path, model: type[Spec], settings: list[str]) -> Spec:
+    """A validated spec. Every problem is a `SpecError` of one line."""
+    raw = read_yaml(path)
+    for setting in settings:
+        override(raw, setting)
+    resolve_paths(raw, path.absolute().parent)
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise spec_error(model, error) from None
+
+
+def load_job(path: Path, settings: list[str]) -> JobSpec:
+    return load_spec(path, JobSpec, settings)
+
+
+def load_training(path: Path, settings: list[str]) -> TrainingSpec:
+    return load_spec(path, TrainingSpec, settings)

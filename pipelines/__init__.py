@@ -1,0 +1,1 @@
+"""Finite work: rows in, dataset out."""

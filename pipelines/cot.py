@@ -1,0 +1,195 @@
+"""Chain of thought: a question in, a rationale and an answer out.
+
+Parsing follows Distilling Step-by-Step (arXiv 2305.02301) and its released loaders: text before the teacher's
+hallucinated next exemplar, split at the answer marker, then the label by the task's pattern.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipelines.source import Malformed, Row, usable
+from schemas.call import Answer, Call, Message, Sampling
+from schemas.errors import SpecError
+from schemas.job import JobSpec, Prompt, Source, Validation
+from schemas.record import Rationale, Rejection
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+MARKERS = {"arithmetic": r"(?:so\s+)?the answer is"}  # the paper's arithmetic exemplars leave the "So" out
+DEFAULT_MARKER = r"so the answer is"
+NEXT_EXEMPLAR = {"nli": r"^\s*Premise:"}
+DEFAULT_NEXT = r"^\s*(?:Q|Question):"
+ASK = {
+    "multiple_choice": "Think step by step in one or two sentences, then finish with "
+    '"So the answer is (x) choice." where (x) is the letter of your choice.',
+    "arithmetic": 'Think step by step, then finish with "So the answer is" and the number.',
+    "nli": "Does the premise entail the hypothesis? Think step by step, then finish with "
+    '"So the answer is" and one of entailment, neutral, contradiction.',
+    "free_text": 'Think step by step, then finish with "So the answer is" and the answer.',
+}
+
+
+class Exemplar(BaseModel):
+    """A worked example that is shown to the teacher."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    input: str
+    rationale: str
+    label: str
+    choices: tuple[str, ...] = ()
+
+
+def load_exemplars(prompt: Prompt) -> tuple[Exemplar, ...]:
+    """The exemplars of a few-shot prompt. `SpecError` names the line that is wrong."""
+    if prompt.exemplars is None:
+        return ()
+    path = Path(prompt.exemplars)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"prompt.exemplars: {path}: {error}", "name a JSONL file") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            exemplar = Exemplar.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = ".".join(map(str, first["loc"])) or "the line"
+            raise SpecError(
+                f"prompt.exemplars: {path}:{number}: {what}: {first['msg']}",
+                "each line is an object with input, rationale and label",
+            ) from None
+        if not exemplar.rationale.strip() or not exemplar.label.strip():
+            raise SpecError(f"prompt.exemplars: {path}:{number}: rationale and label must not be blank", "")
+        if prompt.task == "multiple_choice" and exemplar.label not in exemplar.choices:
+            raise SpecError(
+                f"prompt.exemplars: {path}:{number}: label {exemplar.label!r} is not one of its choices", ""
+            )
+        found.append(exemplar)
+    if not found:
+        raise SpecError(f"prompt.exemplars: {path} is empty", "give at least one worked example")
+    return tuple(found)
+
+
+def question(text: str, choices: tuple[str, ...]) -> str:
+    """A question as the paper's exemplars write it."""
+    if not choices:
+        return f"Q: {text}"
+    lines = [f"({LETTERS[i % 26]}) {choice}" for i, choice in enumerate(choices)]
+    return "\n".join([f"Q: {text}", "Answer Choices:", *lines])
+
+
+def worked(exemplar: Exemplar) -> str:
+    """An exemplar's answer, ending in the marker and the label."""
+    label = exemplar.label
+    if exemplar.choices:
+        label = f"({LETTERS[exemplar.choices.index(label) % 26]}) {label}"
+    return f"{exemplar.rationale.strip()} So the answer is {label}."
+
+
+@dataclass(frozen=True)
+class Rationales:
+    """The plan of a cot run: one call a row."""
+
+    source: Source
+    duplicates: frozenset[int]
+    prompt: Prompt
+    exemplars: tuple[Exemplar, ...]
+    sampling: Sampling
+
+    def messages(self, row: Row) -> tuple[Message, ...]:
+        """The shared prefix first, so that a provider's prompt cache applies."""
+        system = [Message("system", self.prompt.system)] if self.prompt.system else []
+        if not self.exemplars:
+            asked = f"{question(row.input, row.choices)}\n\n{ASK[self.prompt.task]}"
+            return (*system, Message("user", asked))
+        shots: list[Message] = []
+        for exemplar in self.exemplars:
+            shots.append(Message("user", question(exemplar.input, exemplar.choices)))
+            shots.append(Message("assistant", worked(exemplar)))
+        return (*system, *shots, Message("user", question(row.input, row.choices)))
+
+    def call(self, row: Row) -> Call:
+        return Call(row.id, self.messages(row), self.sampling)
+
+    def rows(self) -> Iterator[Row | Malformed]:
+        return usable(self.source, self.duplicates)
+
+    def calls(self) -> Iterator[Call]:
+        return (self.call(row) for row in self.rows() if isinstance(row, Row))
+
+
+def plan_of(spec: JobSpec, duplicates: frozenset[int]) -> Rationales:
+    sampling = Sampling(spec.sampling.temperature, spec.sampling.max_tokens, spec.sampling.seed)
+    return Rationales(spec.source, duplicates, spec.prompt, load_exemplars(spec.prompt), sampling)
+
+
+def split_answer(text: str, task: str) -> tuple[str, str] | None:
+    """(rationale, tail behind the marker), or None without a marker."""
+    cut = re.search(NEXT_EXEMPLAR.get(task, DEFAULT_NEXT), text, re.MULTILINE)
+    if cut and text[: cut.start()].strip():
+        text = text[: cut.start()]
+    marker = re.search(MARKERS.get(task, DEFAULT_MARKER), text, re.IGNORECASE)
+    if marker is None:
+        return None
+    return text[: marker.start()].strip(), text[marker.end() :].strip().lstrip(":").strip()
+
+
+def label_of(tail: str, task: str, choices: tuple[str, ...]) -> str | None:
+    """The label in the text behind the marker, as written; None where the task's pattern finds none."""
+    tail = tail.rstrip()
+    if task == "multiple_choice":
+        return _option(tail, choices)
+    if task == "arithmetic":
+        expression = re.search(r"\(.*\)", tail)
+        number = re.search(r"-?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?", tail)
+        return expression.group() if expression else number.group().replace("$", "") if number else None
+    if task == "nli":
+        word = re.match(r"\W*(entailment|neutral|contradiction)\b", tail, re.IGNORECASE)
+        return word.group(1).lower() if word else None
+    first = tail.splitlines()[0].strip() if tail else ""
+    return first.removesuffix(".").strip() or None
+
+
+def _option(tail: str, choices: tuple[str, ...]) -> str | None:
+    """The paper's rule: the text behind `(x)`, stripped, one full stop less; the letter alone names its choice."""
+    found = re.search(r"\((.)\)", tail)
+    if found is None:
+        # Chat models also answer with the bare choice.
+        bare = tail.removesuffix(".").strip().casefold()
+        return next((choice for choice in choices if choice.casefold() == bare), None)
+    text = tail[found.end() :].splitlines()[0] if tail[found.end() :].strip() else ""
+    text = text.strip().removesuffix(".").strip()
+    letter = LETTERS.find(found.group(1).lower())
+    return text or (choices[letter] if 0 <= letter < len(choices) else None)
+
+
+def read_answer(
+    row: Row, answer: Answer, task: str, validation: Validation, teacher: str, call_key: str, raw: str
+) -> Rationale | Rejection:
+    """A record, or the reason why not."""
+    if answer.text is None:
+        reason = "refused" if answer.problem.startswith("refused") else "malformed_answer"
+        return Rejection(row.id, "answer", reason, answer.problem, raw)
+    if validation.finished and answer.finish == "length":
+        return Rejection(row.id, "answer", "truncated", "cut off at max_tokens", answer.text)
+    parts = split_answer(answer.text, task)
+    label = label_of(parts[1], task, row.choices) if parts else None
+    if parts is None or label is None:
+        if not validation.keep_unparsable:
+            detail = "no answer marker" if parts is None else "nothing behind the marker fits the task"
+            return Rejection(row.id, "answer", "unparsable", detail, answer.text)
+        # The paper keeps such rows, with a single space for a label.
+        parts, label = parts or (" ", ""), " "
+    return Rationale(
+        id=row.id, input=row.input, choices=list(row.choices), rationale=parts[0], label=label,
+        gold=row.gold, teacher=teacher, call_key=call_key,
+    )  # fmt: skip
+
+

@@ -1,0 +1,148 @@
+"""From the journal to rows: every source row becomes a record or a rejection, in source order.
+
+A pure function of the spec, the source and the journal. Whatever the number of workers, crashes or order of answers,
+the same answers give the same rows.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.source import Malformed, Row
+from schemas.call import Answer, Call, call_key
+from schemas.record import Record, Rejection
+from services.journal.index import JournalIndex
+from services.teachers.adapter import decode
+
+BATCH = 2_000
+TEXT_LIST = pa.list_(pa.string())
+SCHEMAS = {
+    "cot": pa.schema(
+        [(n, TEXT_LIST if n == "choices" else pa.string()) for n in
+         ("id", "input", "choices", "rationale", "label", "gold", "teacher", "call_key")]
+    ),
+    "instruct": pa.schema(
+        [(n, TEXT_LIST if n in ("example_ids", "topics") else pa.string()) for n in
+         ("id", "instruction", "response", "instruction_source", "example_ids", "topics", "teacher", "call_key")]
+    ),
+}  # fmt: skip
+REJECTED = pa.schema([(n, pa.string()) for n in ("id", "stage", "reason", "detail", "raw")])
+
+
+class RowPlan(Protocol):
+    """A plan whose calls belong to rows."""
+
+    def rows(self) -> Iterator[Row | Malformed]: ...
+
+    def call(self, row: Row) -> Call: ...
+
+
+Read = Callable[[Row, Answer, str, str, str], Record | Rejection]
+
+
+class RowWriter:
+    """Rows into one parquet file, a batch at a time."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._schema = schema
+        self._rows: list[dict[str, Any]] = []
+        self.count = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        self.count += 1
+        if len(self._rows) >= BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
+            self._rows = []
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+
+@dataclass(slots=True)
+class Rejections:
+    """The `rejected/` file and its counts."""
+
+    writer: RowWriter
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, rejection: Rejection) -> None:
+        self.reasons[rejection.reason] += 1
+        self.writer.add({name: getattr(rejection, name) for name in REJECTED.names})
+
+
+def readable(body: bytes) -> str:
+    """A raw body as text; what is not UTF-8 is kept as escapes."""
+    return body.decode("utf-8", "backslashreplace")
+
+
+@dataclass(slots=True)
+class Answers:
+    """Journalled answers of a plan's calls, whichever lane gave them."""
+
+    index: JournalIndex
+    models: Sequence[str]
+
+    def frame(self, call: Call) -> tuple[Any, str, str] | None:
+        """(answer frame, lane, call key in hex) for a call."""
+        content = call.content()
+        for model in self.models:
+            key = call_key(model, content)
+            if frame := self.index.answer(key):
+                return frame, model, key.hex()
+        return None
+
+    def failure(self, call: Call) -> Any | None:
+        """The last failure of a call that no lane answered."""
+        content = call.content()
+        for model in self.models:
+            if frame := self.index.failure(call_key(model, content)):
+                return frame
+        return None
+
+
+def harvest(plan: RowPlan, answers: Answers, read: Read, accepted: RowWriter, rejected: Rejections) -> int:
+    """Write every row of `plan` to one of the two; the number of rows that have no answer yet."""
+    pending = 0
+    for row in plan.rows():
+        if isinstance(row, Malformed):
+            rejected.add(Rejection(row.id, "source", row.reason, f"{row.where}: {row.detail}", row.raw))
+            continue
+        outcome = _outcome(plan.call(row), row, answers, read)
+        if outcome is None:
+            pending += 1
+        elif isinstance(outcome, Rejection):
+            rejected.add(outcome)
+        else:
+            accepted.add(outcome.model_dump())
+    return pending
+
+
+def _outcome(call: Call, row: Row, answers: Answers, read: Read) -> Record | Rejection | None:
+    found = answers.frame(call)
+    if found is not None:
+        frame, teacher, key = found
+        return read(row, decode(frame.meta["dialect"], frame.body), teacher, key, readable(frame.body))
+    failure = answers.failure(call)
+    if failure is None:
+        return None
+    return Rejection(row.id, "teacher", failure.meta["kind"], failure.meta["detail"], readable(failure.body))
+
+
+def texts(path: Path, columns: Sequence[str]) -> Iterator[str]:
+    """The compared text of every staged row."""
+    for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=list(columns)):
+        for row in batch.to_pylist():
+            parts = (row[name] for name in columns)
+            yield "\n".join(part if isinstance(part, str) else "\n".join(part) for part in parts)

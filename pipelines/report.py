@@ -1,0 +1,78 @@
+"""`report.html`: one self-contained page of pictures. Every text of a model is escaped by the template engine."""
+
+import base64
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipelines.publish import Published
+from pipelines.rundir import RunDirectory, replace_text
+from schemas.job import JobSpec
+from schemas.manifest import Manifest
+
+BINS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    label: str
+    count: int
+    share: float  # of the longest bar, 0 to 1
+
+
+def histogram(values: list[int]) -> list[Bar]:
+    """Up to `BINS` bars of equal width from 0 to the largest value."""
+    if not values:
+        return []
+    width = max(1, -(-(max(values) + 1) // BINS))
+    counts = [0] * (max(values) // width + 1)
+    for value in values:
+        counts[value // width] += 1
+    top = max(counts)
+    return [Bar(f"{i * width}-{(i + 1) * width - 1}", n, n / top) for i, n in enumerate(counts)]
+
+
+def funnel(manifest: Manifest) -> list[Bar]:
+    """Rows in, what was rejected on the way, rows out."""
+    whole = manifest.rows.source + manifest.rows.generated
+    steps = [("source rows", manifest.rows.source)]
+    if manifest.rows.generated:
+        steps.append(("written by the teacher", manifest.rows.generated))
+    steps += sorted(((f"rejected: {r}", n) for r, n in manifest.rows.rejected.items()), key=lambda s: -s[1])
+    steps.append(("accepted", manifest.rows.accepted))
+    return [Bar(label, count, count / max(1, whole)) for label, count in steps]
+
+
+def student_of(run: RunDirectory) -> dict[str, Any] | None:
+    """Metrics and the loss curve of a trained student."""
+    metrics = run.student / "metrics.json"
+    if not metrics.is_file():
+        return None
+    curve = run.student / "curve.png"
+    picture = base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else ""
+    return {"metrics": json.loads(metrics.read_text()), "curve": picture}
+
+
+def write_report(spec: JobSpec, run: RunDirectory, manifest: Manifest) -> None:
+    """Render the page from the manifest, `shown.json` (what publishing kept for it) and the student's metrics."""
+    shown = json.loads((run.work / "shown.json").read_text())
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    page = environment.get_template("report.html.j2").render(
+        spec=spec, manifest=manifest, funnel=funnel(manifest), student=student_of(run),
+        asked=histogram([w[0] for w in shown["words"]]), answered=histogram([w[1] for w in shown["words"]]),
+        samples=shown["samples"], clusters=shown["clusters"], rejections=shown["rejections"],
+        agree=shown["agree"], judged=shown["judged"],
+    )  # fmt: skip
+    replace_text(run.report, page)
+
+
+def keep_for_report(run: RunDirectory, published: Published, rejections: list[dict[str, str]]) -> None:
+    """Keep what the page shows, so that it can be drawn again once a student is trained."""
+    shown = {**asdict(published), "rejections": rejections}
+    replace_text(run.work / "shown.json", json.dumps(shown, ensure_ascii=True))

@@ -1,0 +1,172 @@
+"""The run directory: one for one spec, safe to come back to after any crash."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from schemas.errors import SpecError
+from schemas.job import JobSpec, data_part
+from schemas.manifest import Manifest
+
+VERSIONS = ("limbeck", "ray", "openai", "pydantic", "pyarrow", "torch", "transformers", "xllamacpp")
+BYTES_A_ROW = 16_000  # journal, staging, dataset and rejected of one row, generously: 4.3 kB a journalled answer
+BYTES_A_RUN = 64 * 2**20
+
+
+class RunDirectory:
+    """Paths of a run, its manifest and its lock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.spec_file = self.root / "job.yaml"
+        self.manifest_file = self.root / "manifest.json"
+        self.journal = self.root / "journal"
+        self.dataset = self.root / "dataset"
+        self.rejected = self.root / "rejected"
+        self.messages = self.root / "dataset.jsonl"
+        self.card = self.root / "README.md"
+        self.report = self.root / "report.html"
+        self.student = self.root / "student"
+        self.work = self.root / ".work"
+        self._lock: int | None = None
+
+    def check(self, spec: JobSpec) -> None:
+        """`SpecError` if the directory is not this spec's to use. Touches nothing."""
+        if self.root.exists() and not self.root.is_dir():
+            raise SpecError(f"--out {self.root} is a file", "name a folder")
+        if self.spec_file.exists():
+            before = _loaded(self.spec_file)
+            changed = differences(data_part(before), data_part(spec))
+            if changed:
+                raise SpecError(
+                    f"{self.root} was made by another spec: {'; '.join(changed[:3])}"
+                    + (f" and {len(changed) - 3} more" if len(changed) > 3 else ""),
+                    "choose another --out; nothing was touched",
+                )
+        elif self.root.exists() and any(self.root.iterdir()):
+            raise SpecError(f"{self.root} is not empty and not a run directory", "choose another --out")
+
+    def require_space(self, rows: int, free: Callable[[Path], int] | None = None) -> None:
+        """`SpecError` if the disk cannot hold a run of `rows` rows. `free` gives the free bytes at a path."""
+        place = next(p for p in (self.root, *self.root.parents) if p.exists())
+        left = (free or (lambda path: shutil.disk_usage(path).free))(place)
+        needed = BYTES_A_RUN + rows * BYTES_A_ROW
+        if left < needed:
+            raise SpecError(
+                f"no free disk: {place} has {left / 2**20:.0f} MiB, {rows} rows may need {needed / 2**20:.0f} MiB",
+                "free some space, or choose --out on another disk",
+            )
+
+    def open(self, spec: JobSpec) -> None:
+        """Create or take over the directory; `SpecError` while another process runs in it."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.root / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SpecError(f"--out {self.root}: {error.strerror}", "choose a folder that can be written") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise SpecError(f"{self.root} is in use by another limbeck run", "wait for it to end") from None
+        self._lock = lock
+        self.journal.mkdir(exist_ok=True)
+        self.work.mkdir(exist_ok=True)
+        text = yaml.safe_dump(spec.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+        replace_text(self.spec_file, text)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def is_in_use(self) -> bool:
+        """Whether a process holds the run."""
+        try:
+            lock = os.open(self.root / ".lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def manifest(self) -> Manifest | None:
+        """The manifest as last written, None before the first."""
+        try:
+            return Manifest.model_validate_json(self.manifest_file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise SpecError(f"{self.manifest_file} is not a manifest", "is this a run directory?") from None
+
+    def save(self, manifest: Manifest) -> None:
+        replace_text(self.manifest_file, manifest.model_dump_json(indent=2) + "\n")
+
+    def scratch(self, name: str) -> Path:
+        """An empty folder to build something in before it is moved into place."""
+        path = self.work / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new one, after a power loss too."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def move_folder(built: Path, place: Path) -> None:
+    """Put a finished folder in place of an older one."""
+    old = built.with_name(built.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        place.rename(old)
+    built.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _loaded(path: Path) -> JobSpec:
+    try:
+        return JobSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValueError, yaml.YAMLError):
+        raise SpecError(f"{path} is not a job spec of this version", "choose another --out") from None
+
+
+def differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """`key: was X, is Y` for every leaf that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            line
+            for key in sorted({*before, *now})
+            for line in differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+        ]
+    if before == now:
+        return []
+    was, is_ = (json.dumps(v, ensure_ascii=False)[:60] for v in (before, now))
+    return [f"{path}: was {was}, is {is_}"]
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what decides a run."""
+    found = {}
+    for name in VERSIONS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,0 +1,334 @@
+"""Strings the steps of a generation run together: scan, fan out, harvest, curate, publish. Resumes from the journal."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipelines import cot, instruct
+from pipelines.card import card
+from pipelines.curate import curate
+from pipelines.harvest import (
+    BATCH, REJECTED, SCHEMAS, Answers, Read, Rejections, RowPlan, RowWriter, harvest, readable,
+)  # fmt: skip
+from pipelines.publish import Published, publish
+from pipelines.report import keep_for_report, write_report
+from pipelines.rundir import RunDirectory, installed_versions, move_folder, replace_text
+from pipelines.source import Scan, scan
+from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError
+from schemas.job import Instruct, JobSpec
+from schemas.manifest import Manifest, Spend, State
+from schemas.money import MICRO, micro_usd
+from schemas.record import Rejection
+from schemas.weights import gguf_weights
+from services.fanout.fleet import Fleet, tag_for
+from services.fanout.units import Plan, Progress
+from services.journal.index import JournalIndex, Totals
+from services.journal.writer import wait_for_writers
+from services.teachers import embedded
+from services.teachers.adapter import decode
+from services.teachers.credentials import lane_key
+
+SAVE_EVERY_S = 1.0
+ROUNDS = 4  # of asking for more instructions while fewer than wanted were written
+PER_REASON = 3  # rejections of each reason that the report shows
+STATES: dict[type[LimbeckError], State] = {BudgetExhausted: "exhausted", Interrupted: "interrupted"}
+Watch = Callable[[Manifest], None]
+
+
+@dataclass(slots=True)
+class Run:
+    """One start of a run."""
+
+    spec: JobSpec
+    directory: RunDirectory
+    workers: int = 2
+    watch: Watch = lambda manifest: None
+    stopping: Callable[[], bool] = lambda: False
+    manifest: Manifest = field(init=False)
+    _scan: Scan = field(init=False)
+    _base: Totals = field(init=False)
+    _done: Progress = field(init=False, default_factory=Progress)
+    _sent_before: Progress = field(init=False, default_factory=Progress)
+    _saved: float = field(init=False, default=0.0)
+    _sending_s: float = field(init=False, default=0.0)
+
+    def check(self) -> None:
+        """Everything that can be wrong before the first call. Touches nothing; raises `SpecError`."""
+        self.directory.check(self.spec)
+        for teacher in self.spec.teachers:
+            lane_key(teacher)
+            if teacher.provider == "embedded":
+                embedded.require_server()
+                gguf_weights(teacher.model)
+        started = time.monotonic()
+        self._scan = scan(self.spec.source)
+        if self.spec.pipeline == "cot":
+            cot.load_exemplars(self.spec.prompt)
+        elif (wanted := self._instruct()).generate:
+            pool = instruct.example_pool(self.spec.source, self._scan.duplicates, self.spec.sampling.seed)
+            instruct.check_pool(pool, wanted)
+        self.directory.require_space(self._scan.rows + self._instruct().generate)
+        self.manifest = self.directory.manifest() or Manifest(name=self.spec.name, pipeline=self.spec.pipeline)
+        self.manifest.rows.source = self._scan.rows
+        self.manifest.seconds["scan"] = round(time.monotonic() - started, 3)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier start has published this run's dataset."""
+        return self.manifest.state == "finished"
+
+    def _instruct(self) -> Instruct:
+        return self.spec.instruct or Instruct()
+
+    def generate(self) -> Manifest:
+        """Run to a published dataset on the Ray that is connected. On an error that can be resumed, what is done is published first."""
+        wait_for_writers(self.directory.journal)
+        self._open_books()
+        try:
+            plan = self._fan_out()
+        except (BudgetExhausted, LaneUnusable) as stop:
+            self._fail(stop)
+            if self.manifest.calls.answered or self.manifest.calls.failed:
+                self._publish(self._partial_plan())
+            raise
+        except LimbeckError as error:
+            self._fail(error)
+            raise
+        self._publish(plan)
+        return self.manifest
+
+    def _open_books(self) -> None:
+        before = self.manifest.calls
+        self._base = JournalIndex(self.directory.journal).totals
+        self._sent_before = Progress(sent=max(before.sent, self._base.answered), retried=before.retried)
+        self.manifest.state, self.manifest.error, self.manifest.stage = "running", "", "start"
+        self.manifest.versions = installed_versions()
+        self._count(Progress())
+        self.directory.save(self.manifest)
+
+    def _fail(self, error: LimbeckError) -> None:
+        self.manifest.state = STATES.get(type(error), "failed")
+        self.manifest.error = error.message
+        self.directory.save(self.manifest)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage, and show it."""
+        self.manifest.stage = name
+        self.watch(self.manifest)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.manifest.seconds[name] = round(time.monotonic() - started, 3)
+
+    def _fan_out(self) -> RowPlan:
+        budget = micro_usd(self.spec.budget.usd) if self.spec.budget else None
+        fleet = Fleet(
+            list(self.spec.teachers), self.directory.journal, budget, self._base,
+            self.workers, tag_for(self.directory.journal),
+        )  # fmt: skip
+        with fleet:
+            if self.spec.pipeline == "cot":
+                plan: RowPlan = cot.plan_of(self.spec, self._scan.duplicates)
+            else:
+                plan = self._write_instructions(fleet)
+            with self.stage("responses" if self.spec.pipeline == "instruct" else "answers"):
+                self._send(fleet, plan)  # type: ignore[arg-type]
+        if self._done.failed and not self._base.answered and not self._done.answered:
+            raise LaneUnusable("no call was answered", "rejected/ keeps what the teacher said; check base_url and model")
+        return plan
+
+    def _send(self, fleet: Fleet, plan: Plan) -> None:
+        started = time.monotonic()
+        self._done.add(fleet.run(plan, self._tick, self.stopping))
+        self._sending_s += time.monotonic() - started
+        self._count(Progress())
+        self.manifest.calls.per_second = round(self._done.answered / self._sending_s, 2)
+
+    def _tick(self, now: Progress) -> None:
+        self._count(now)
+        self.watch(self.manifest)
+        if time.monotonic() - self._saved > SAVE_EVERY_S:
+            self._saved = time.monotonic()
+            self.directory.save(self.manifest)
+
+    def _count(self, now: Progress) -> None:
+        """Totals of all starts: the journal's at the start of this one, its finished plans, and `now`."""
+        calls, base, before, done = self.manifest.calls, self._base, self._sent_before, self._done
+        calls.sent = before.sent + done.sent + now.sent
+        calls.retried = before.retried + done.retried + now.retried
+        calls.answered = base.answered + done.answered + now.answered
+        calls.reused = done.reused + now.reused
+        calls.failed = done.failed + now.failed
+        self.manifest.spend = Spend(
+            usd=(base.cost + done.cost + now.cost) / MICRO,
+            input_tokens=base.input_tokens + done.input_tokens + now.input_tokens,
+            output_tokens=base.output_tokens + done.output_tokens + now.output_tokens,
+        )
+
+    def _write_instructions(self, fleet: Fleet) -> instruct.Responses:
+        """The first stage: ask until enough instructions are written, or `ROUNDS` rounds have passed."""
+        wanted = self._instruct()
+        written: list[instruct.Written] = []
+        if wanted.generate:
+            with self.stage("instructions"):
+                for plan in self._rounds(wanted):
+                    self._send(fleet, plan)
+                    with self._answers() as answers:
+                        written += self._written(plan, answers)[0]
+                    if len(written) >= wanted.generate:
+                        break
+        return self._responses(written)
+
+    def _responses(self, written: list[instruct.Written]) -> instruct.Responses:
+        kept = tuple(written[: self._instruct().generate])
+        sampling = instruct.sampling_of(self.spec)
+        return instruct.Responses(self.spec.source, self._scan.duplicates, kept, self.spec.prompt, sampling)
+
+    def _rounds(self, wanted: Instruct) -> Iterator[instruct.Instructions]:
+        """Rounds of the same size, so that which calls exist never depends on timing."""
+        pool = instruct.example_pool(self.spec.source, self._scan.duplicates, self.spec.sampling.seed)
+        size = -(-wanted.generate // wanted.per_call)
+        for number in range(ROUNDS):
+            yield instruct.Instructions(pool, wanted, instruct.sampling_of(self.spec), number * size, size)
+
+    @staticmethod
+    def _written(
+        plan: instruct.Instructions, answers: Answers
+    ) -> tuple[list[instruct.Written], list[Rejection]]:
+        """Instructions of one round in call order, and the calls that brought none."""
+        written, empty = [], []
+        for number, call in enumerate(plan.calls(), plan.first):
+            found = answers.frame(call)
+            if found is None:
+                if failure := answers.failure(call):
+                    detail, raw = failure.meta["detail"], readable(failure.body)
+                    empty.append(Rejection(call.row, "instructions", failure.meta["kind"], detail, raw))
+                continue
+            frame = found[0]
+            answer = decode(frame.meta["dialect"], frame.body)
+            items = instruct.written_in(plan, number, answer.text or "")
+            written += items
+            if not items:
+                detail = answer.problem or "no <example> item in the answer"
+                empty.append(Rejection(call.row, "instructions", "no_instruction", detail, readable(frame.body)))
+        return written, empty
+
+    @contextmanager
+    def _answers(self) -> Iterator[Answers]:
+        index = JournalIndex(self.directory.journal)
+        try:
+            yield Answers(index, [t.name for t in self.spec.teachers])
+        finally:
+            index.close()
+
+    def _partial_plan(self) -> RowPlan:
+        """What can be published of a run that stopped: instructions that were written, if any, and their answers."""
+        if self.spec.pipeline == "cot":
+            return cot.plan_of(self.spec, self._scan.duplicates)
+        written: list[instruct.Written] = []
+        if self._instruct().generate:
+            with self._answers() as answers:
+                for plan in self._rounds(self._instruct()):
+                    written += self._written(plan, answers)[0]
+        return self._responses(written)
+
+    def _reader(self, plan: RowPlan) -> Read:
+        checks = self.spec.validation
+        if isinstance(plan, instruct.Responses):
+            origin = plan.origin()
+            return lambda row, answer, teacher, key, raw: instruct.read_answer(
+                row, answer, origin.get(row.id), checks, teacher, key, raw
+            )
+        task = self.spec.prompt.task
+        return lambda row, answer, teacher, key, raw: cot.read_answer(row, answer, task, checks, teacher, key, raw)
+
+    def _publish(self, plan: RowPlan) -> None:
+        """Journal to rows to dataset. Each file is built aside and moved into place whole."""
+        staged, rejected_folder = self.directory.work / "accepted.parquet", self.directory.scratch("rejected")
+        rejected = Rejections(RowWriter(rejected_folder / "part-00000.parquet", REJECTED))
+        with self.stage("harvest"), self._answers() as answers:
+            accepted = RowWriter(staged, SCHEMAS[self.spec.pipeline])
+            harvest(plan, answers, self._reader(plan), accepted, rejected)
+            accepted.close()
+            generated = self._instruction_rejections(plan, answers, rejected)
+            self._exact_counts(answers.index.totals)
+        with self.stage("curate"):
+            dropped = curate(staged, self.spec.pipeline, self.spec.curate)
+        with self.stage("publish"):
+            published = publish(self.spec, self.directory, staged, dropped, rejected)
+            rejected.writer.close()
+            shown = shown_rejections(rejected_folder / "part-00000.parquet")
+            move_folder(rejected_folder, self.directory.rejected)
+            staged.unlink()
+        self._tally(published, rejected, generated)
+        keep_for_report(self.directory, published, shown)
+        self.describe()
+
+    def _exact_counts(self, totals: Totals) -> None:
+        """Money and tokens from the journal, which no crash can falsify."""
+        self.manifest.calls.answered = totals.answered
+        self.manifest.calls.sent = max(self.manifest.calls.sent, totals.answered)
+        self.manifest.spend = Spend(
+            usd=totals.cost / MICRO, input_tokens=totals.input_tokens, output_tokens=totals.output_tokens
+        )
+
+    def _instruction_rejections(self, plan: RowPlan, answers: Answers, rejected: Rejections) -> int:
+        """Reject calls that brought no instruction and instructions beyond those wanted; candidates in all."""
+        if not isinstance(plan, instruct.Responses) or not self._instruct().generate:
+            return 0
+        wanted, total, candidates = self._instruct().generate, 0, 0
+        for round_plan in self._rounds(self._instruct()):
+            written, empty = self._written(round_plan, answers)
+            for rejection in empty:
+                rejected.add(rejection)
+            for item in written[max(0, wanted - total) :]:
+                rejected.add(Rejection(item.id, "instructions", "surplus", f"{wanted} were wanted", item.text))
+            total += len(written)
+            candidates += len(written) + len(empty)
+        if total < wanted:
+            self._warn(f"the teacher wrote {total} instructions where {wanted} were wanted")
+        return candidates
+
+    def _warn(self, line: str) -> None:
+        if line not in self.manifest.warnings:
+            self.manifest.warnings.append(line)
+
+    def _tally(self, published: Published, rejected: Rejections, generated: int) -> None:
+        self.manifest.rows.accepted = published.rows
+        self.manifest.rows.generated = generated
+        self.manifest.rows.rejected = dict(sorted(rejected.reasons.items()))
+        self.manifest.dataset.rows = published.rows
+        self.manifest.dataset.sha256 = published.sha256
+        self.manifest.dataset.files = published.files
+
+    def describe(self) -> None:
+        """Write card, report and manifest as things stand."""
+        replace_text(self.directory.card, card(self.spec, self.manifest))
+        write_report(self.spec, self.directory, self.manifest)
+        self.directory.save(self.manifest)
+
+    def finish(self) -> None:
+        """All stages are through."""
+        self.manifest.state, self.manifest.stage = "finished", ""
+        self.describe()
+
+
+def shown_rejections(path: Path) -> list[dict[str, str]]:
+    """The first few rejections of each reason."""
+    seen: dict[str, int] = defaultdict(int)
+    shown = []
+    for batch in pq.ParquetFile(path).iter_batches(BATCH):
+        for row in batch.to_pylist():
+            seen[row["reason"]] += 1
+            if seen[row["reason"]] <= PER_REASON:
+                shown.append({**row, "raw": row["raw"][:2_000]})
+    return shown
+
+

@@ -1,0 +1,124 @@
+"""One request to a teacher and what came of it."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal
+
+from schemas.money import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Decoding settings that are sent with a call."""
+
+    temperature: float = 0.7
+    max_tokens: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request before a lane is chosen for it.
+
+    `row` names the row it is for and is no part of the key: two rows with the same messages share one answer.
+    """
+
+    row: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    sample: int = 0
+
+    def content(self) -> bytes:
+        """SHA-256 (32 bytes) of everything but the model that decides the answer."""
+        body = [
+            [[m.role, m.content] for m in self.messages],
+            self.sampling.temperature,
+            self.sampling.max_tokens,
+            self.sampling.seed,
+            self.sample,
+        ]
+        return hashlib.sha256(json.dumps(body, ensure_ascii=True, separators=(",", ":")).encode()).digest()
+
+
+def call_key(model: str, content: bytes) -> bytes:
+    """The call key (32 bytes): `content` of a call together with the lane's model."""
+    return hashlib.sha256(model.encode() + b"\0" + content).digest()
+
+
+class VerdictKind(str, Enum):
+    """What to do about one attempt. Values are stored in the journal and are reason codes of rejections."""
+
+    ANSWERED = "answered"
+    RATE_LIMITED = "rate_limited"
+    TRANSIENT = "transient"
+    IN_DOUBT = "in_doubt"
+    UNREACHABLE = "unreachable"
+    BAD_REQUEST = "bad_request"
+    AUTH = "auth"
+    OUT_OF_MONEY = "out_of_money"
+    MISDIRECTED = "misdirected"  # no such path or model there, or a redirect, which is not followed
+
+    @property
+    def closes_lane(self) -> bool:
+        """Whether no other call of this lane can succeed either."""
+        return self in (VerdictKind.AUTH, VerdictKind.OUT_OF_MONEY, VerdictKind.MISDIRECTED)
+
+    @property
+    def retried(self) -> bool:
+        """Whether the same call may be sent again."""
+        return self in (
+            VerdictKind.RATE_LIMITED,
+            VerdictKind.TRANSIENT,
+            VerdictKind.IN_DOUBT,
+            VerdictKind.UNREACHABLE,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The kind, a line of detail without request or key, and the wait in seconds that the server asked for."""
+
+    kind: VerdictKind
+    detail: str = ""
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a lane gave back for one attempt: raw bytes first, then what was read from them."""
+
+    verdict: Verdict
+    status: int = 0
+    body: bytes = b""
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The text of a paid answer, decoded from its raw body.
+
+    `text` is None where the body is not what the dialect promises; `problem` then says how.
+    """
+
+    text: str | None
+    finish: str = ""
+    problem: str = ""
+
+
+def chat(*turns: tuple[Literal["system", "user", "assistant"], str]) -> tuple[Message, ...]:
+    """Messages from (role, content) pairs."""
+    return tuple(Message(role, content) for role, content in turns)
+
+
+def wire_messages(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
+    """Messages as both chat dialects and the published conversational form write them."""
+    return [{"role": m.role, "content": m.content} for m in messages]

@@ -1,0 +1,74 @@
+"""Turn a pydantic error into one line: the dotted key, the bad value, the nearest known key."""
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from schemas.errors import SpecError
+
+SECRET = ("api_key",)
+UNBUILT = {"faithful": "false", "sampling.n": "1", "instruct.mode": "example_guided"}
+
+
+def known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    """The keys that are allowed where `path` points to, found by walking the model's fields."""
+    here: Any = model.model_json_schema(by_alias=True)
+    defs = here.get("$defs", {})
+
+    def resolve(node: Any, key: str | int) -> list[Any]:
+        options = [node, *node.get("anyOf", []), *node.get("allOf", [])]
+        options = [defs.get(o["$ref"].rsplit("/", 1)[-1], {}) if "$ref" in o else o for o in options]
+        if isinstance(key, int):
+            return [o["items"] for o in options if "items" in o]
+        return [o["properties"][key] for o in options if key in o.get("properties", {})]
+
+    nodes = [here]
+    for key in path:
+        nodes = [found for node in nodes for found in resolve(node, key)]
+    keys: list[str] = []
+    for node in nodes:
+        for option in [node, *node.get("anyOf", [])]:
+            target = defs.get(option["$ref"].rsplit("/", 1)[-1], {}) if "$ref" in option else option
+            keys += list(target.get("properties", {})) + target.get("propertyNames", {}).get("enum", [])
+    return keys
+
+
+def _dotted(path: tuple[str | int, ...]) -> str:
+    out = ""
+    for key in path:
+        out += f"[{key}]" if isinstance(key, int) else f".{key}" if out else str(key)
+    return out
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def spec_error(model: type[BaseModel], error: ValidationError) -> SpecError:
+    """The first problem of `error` as one line, with a hint that names the nearest known key."""
+    problems = error.errors()
+    # An unknown key explains a missing one beside it ({form: x} where `from` is required), so it comes first.
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    # '[key]' is pydantic's mark for "the key of this dict"; it is no part of what the user wrote.
+    path = tuple(p for p in first["loc"] if p not in ("[key]",))
+    dotted = _dotted(path) or "the spec"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] in ("extra_forbidden", "literal_error") and (
+        first["type"] == "extra_forbidden" or first["loc"][-1] == "[key]"
+    ):
+        known = known_keys(model, path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
+        shown = "" if path[-1] in SECRET else f" = {_shown(first['input'])}"
+        return SpecError(f"unknown key {dotted}{shown}{more}", hint)
+    if first["type"] == "missing":
+        return SpecError(f"{dotted} is required{more}", "limbeck schema prints every key with its meaning")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "none_required" or (first["type"] == "literal_error" and dotted in UNBUILT):
+        message = f"not built yet; leave it {UNBUILT.get(dotted, 'null')}"
+    shown = "" if path and path[-1] in SECRET else f": {_shown(first['input'])}"
+    if isinstance(first["input"], dict | list | BaseModel):
+        shown = ""
+    return SpecError(f"{dotted}{shown}: {message}{more}", "limbeck schema prints every key with its meaning")

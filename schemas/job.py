@@ -1,0 +1,152 @@
+"""The job spec: what a user writes in YAML."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas.lane import Strict, Teacher
+from schemas.student import TrainingSpec
+
+Field_name = Literal["id", "input", "label", "choices"]
+
+
+class Source(Strict):
+    """The rows that go in. Files are streamed; ids default to a content hash."""
+
+    path: str = Field(description="jsonl, jsonl.gz, json, csv, parquet: file, glob or directory; or hf:DATASET[:SPLIT]")
+    on_error: Literal["fail", "reject"] = Field("fail", description="what a malformed row does")
+    fields: dict[Field_name, str] = Field(default_factory=dict, description="our name: the column's name")
+
+    @field_validator("path")
+    @classmethod
+    def _reachable(cls, value: str) -> str:
+        if value.startswith("s3://"):
+            raise ValueError("s3:// sources are not built yet; copy the file to a local or shared path")
+        return value
+
+
+class SamplingSpec(Strict):
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+    n: Literal[1] = Field(1, description="answers a row")
+    seed: int = 0
+
+
+class Prompt(Strict):
+    """How a row becomes messages."""
+
+    style: Literal["zero-shot", "few-shot"] = "zero-shot"
+    task: Literal["multiple_choice", "arithmetic", "nli", "free_text"] = Field("free_text", description="cot only")
+    exemplars: str | None = Field(None, description="JSONL of input, rationale, label (and choices): few-shot")
+    system: str | None = Field(None, description="the system message; null: none")
+
+    @model_validator(mode="after")
+    def _shots(self) -> "Prompt":
+        if (self.style == "few-shot") != (self.exemplars is not None):
+            raise ValueError("style: few-shot and exemplars: FILE go together")
+        return self
+
+
+class Validation(Strict):
+    """What an answer must satisfy."""
+
+    keep_unparsable: bool = Field(False, description="cot: keep a row without a label, with a blank one")
+    finished: bool = Field(False, description="reject an answer that was cut off at max_tokens")
+
+
+class Near(Strict):
+    threshold: Annotated[float, Field(gt=0, le=1)] = Field(0.7, description="Jaccard of word bigrams")
+
+
+class Dedup(Strict):
+    exact: bool = True
+    near: Near | None = None
+
+    @field_validator("near", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return None if value is False else {} if value is True else value
+
+
+class Curate(Strict):
+    """Steps over the finished rows; null or false turns a step off."""
+
+    dedup: Dedup | None = None
+    decontaminate: None = None
+    filters: list[Any] = Field(default_factory=list)
+
+    @field_validator("dedup", "decontaminate", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return None if value is False else value
+
+    @field_validator("filters")
+    @classmethod
+    def _built(cls, value: list[Any]) -> list[Any]:
+        if value:
+            raise ValueError("filters are not built yet; leave the list empty")
+        return value
+
+
+class Instruct(Strict):
+    generate: Annotated[int, Field(ge=0)] = Field(0, description="instructions for the teacher to write; 0: none")
+    mode: Literal["example_guided"] = "example_guided"
+    per_call: Annotated[int, Field(ge=1, le=100)] = Field(20, description="instructions asked for in one call")
+    examples: Annotated[int, Field(ge=1)] = Field(3, description="instructions of the source shown in each call")
+    topics: None = None
+
+
+class Budget(Strict):
+    usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(description="a hard cap; 0: nothing is spent")
+
+
+class Publish(Strict):
+    format: list[Literal["parquet", "messages"]] = Field(default_factory=lambda: ["parquet"])
+    push_to_hub: None = None
+
+
+class JobSpec(Strict):
+    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    pipeline: Literal["cot", "icl", "instruct"]
+    source: Source
+    teachers: Annotated[list[Teacher], Field(min_length=1)]
+    sampling: SamplingSpec = SamplingSpec()
+    cascade: None = None
+    prompt: Prompt = Prompt()
+    validation: Validation = Field(Validation(), alias="validate")
+    curate: Curate = Curate()
+    instruct: Instruct | None = None
+    budget: Budget | None = None
+    faithful: Literal[False] = False
+    publish: Publish = Publish()
+    train: TrainingSpec | None = None
+    evaluate: None = None
+
+    @field_validator("curate", "publish", "prompt", "validation", "sampling", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return {} if value is None or value is False else value
+
+    @model_validator(mode="after")
+    def _whole(self) -> "JobSpec":
+        if self.pipeline == "icl":
+            raise ValueError("pipeline 'icl' is not built yet; cot and instruct are")
+        if self.pipeline != "instruct" and self.instruct is not None:
+            raise ValueError(f"section instruct does not go with pipeline {self.pipeline!r}")
+        if self.pipeline == "instruct" and self.prompt.style == "few-shot":
+            raise ValueError("prompt.style few-shot goes with pipeline 'cot'")
+        if self.pipeline == "cot" and self.prompt.task == "multiple_choice" and "choices" not in self.source.fields:
+            raise ValueError("prompt.task multiple_choice needs source.fields.choices, the column that holds them")
+        return self
+
+
+DATA_KEYS = ("pipeline", "source", "sampling", "cascade", "prompt", "validate", "curate", "instruct", "faithful")
+
+
+def data_part(spec: JobSpec) -> dict[str, Any]:
+    """The part of a spec that decides the data. A run directory belongs to one value of it for good;
+    limits, budget, keys, publishing and training may change between two starts of the same run."""
+    whole = spec.model_dump(mode="json", by_alias=True)
+    part = {key: whole[key] for key in DATA_KEYS}
+    part["teachers"] = [teacher.name for teacher in spec.teachers]
+    return part

@@ -1,0 +1,113 @@
+"""Teachers as a job spec names them: one (provider, account, model) with its limits and price."""
+
+import re
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from schemas.money import Price
+
+LOOPBACK = ("localhost", "::1")
+
+
+class Strict(BaseModel):
+    """Anything read from a user: unknown keys are refused, values are not changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Limits(Strict):
+    """Limits of the account. A number is used from the first second, with one second's worth as a burst."""
+
+    rpm: Annotated[int, Field(gt=0)] | None = Field(None, description="requests a minute")
+    tpm: Annotated[int, Field(gt=0)] | None = Field(None, description="tokens a minute, input and output")
+    input_tpm: Annotated[int, Field(gt=0)] | None = Field(None, description="input tokens a minute")
+    output_tpm: Annotated[int, Field(gt=0)] | None = Field(None, description="output tokens a minute")
+    concurrency: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="calls in flight; null adapts to what the teacher takes"
+    )
+
+    @property
+    def metered(self) -> bool:
+        """Whether a rate has to be kept."""
+        return any(v is not None for v in (self.rpm, self.tpm, self.input_tpm, self.output_tpm))
+
+
+class PriceSpec(Strict):
+    """USD per million tokens."""
+
+    input: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    output: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def check_base_url(url: str) -> str:
+    """Refuse what would leak a key or a prompt: credentials in the URL, plain http beyond loopback."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http(s) URL")
+    if parts.username or parts.password:
+        raise ValueError("must not hold credentials; use api_key: env:NAME")
+    local = parts.hostname in LOOPBACK or re.fullmatch(r"127(\.\d{1,3}){3}", parts.hostname)
+    if parts.scheme == "http" and not local:
+        raise ValueError("plain http is allowed on loopback only; use https")
+    return url.rstrip("/")
+
+
+class Teacher(Strict):
+    """One lane."""
+
+    provider: Literal["openai", "anthropic", "embedded", "recorded", "scripted"]
+    model: str = Field("", description="the model's name; for `embedded` smollm2-135m or the path of a .gguf file")
+    api: Literal["chat", "responses"] = "chat"
+    base_url: str | None = Field(None, description="any OpenAI-compatible server, ending in /v1; null: OpenAI")
+    api_key: str | None = Field(None, description="env:NAME or file:PATH, never the key itself")
+    limits: Limits = Limits()
+    price: PriceSpec | None = None
+    free: bool = Field(False, description="a teacher of one's own: nothing is paid")
+    lane: Literal["online", "batch"] = "online"
+    timeout_s: Annotated[float, Field(gt=0)] = Field(120.0, description="seconds for one call")
+
+    @field_validator("base_url")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        return None if value is None else check_base_url(value)
+
+    @field_validator("api_key")
+    @classmethod
+    def _reference(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"(env|file):.", value):
+            # The value may be a key, so neither this message nor the one built from it repeats it.
+            raise ValueError("must be env:NAME or file:PATH, never the key itself")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Teacher":
+        if self.provider in ("anthropic", "recorded"):
+            raise ValueError(f"provider {self.provider!r} is not built yet; openai, embedded and scripted are")
+        if self.api != "chat":
+            raise ValueError(f"api {self.api!r} is not built yet; chat is")
+        if self.lane != "online":
+            raise ValueError(f"lane {self.lane!r} is not built yet; online is")
+        if self.provider in ("openai", "embedded") and not self.model:
+            raise ValueError("model is required")
+        if self.provider == "openai" and self.price is None and not self.free:
+            raise ValueError(
+                f"price of {self.model!r} is unknown; give price: {{input: USD, output: USD}} per million tokens, "
+                "or free: true for a teacher of one's own"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """What the `teacher` column and the report call this lane, and the model part of the call key."""
+        return f"{self.provider}/{self.model}" if self.model else self.provider
+
+    @property
+    def rates(self) -> Price:
+        """The price in force; zero for teachers of one's own."""
+        if self.free or self.price is None:
+            return Price(0.0, 0.0)
+        return Price(self.price.input, self.price.output)
+
+

@@ -1,0 +1,58 @@
+"""`manifest.json`: what a run made, rewritten while it runs."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+State = Literal["running", "finished", "failed", "exhausted", "interrupted"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Rows(_Part):
+    """source + generated = accepted + the sum of rejected, once a run has finished."""
+
+    source: int = 0
+    generated: int = 0
+    accepted: int = 0
+    rejected: dict[str, int] = Field(default_factory=dict)
+
+
+class Calls(_Part):
+    """`sent` counts attempts, `retried` those of them that were repeats, `reused` rows that cost no call."""
+
+    sent: int = 0
+    answered: int = 0
+    reused: int = 0
+    retried: int = 0
+    failed: int = 0
+    per_second: float = 0.0  # answers of the last start over the time that its fan-out took
+
+
+class Spend(_Part):
+    usd: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class DatasetFiles(_Part):
+    rows: int = 0
+    sha256: str = ""
+    files: list[str] = Field(default_factory=list)
+
+
+class Manifest(_Part):
+    name: str
+    pipeline: str
+    state: State = "running"
+    stage: str = ""
+    rows: Rows = Rows()
+    calls: Calls = Calls()
+    spend: Spend = Spend()
+    dataset: DatasetFiles = DatasetFiles()
+    seconds: dict[str, float] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list)
+    error: str = ""

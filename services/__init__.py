@@ -1,0 +1,1 @@
+"""Owners of a resource: a socket, a file, an actor."""

@@ -1,0 +1,1 @@
+"""What may be sent now: rates, calls in flight, money."""

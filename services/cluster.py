@@ -1,0 +1,52 @@
+"""Start a Ray of one's own, or connect to one."""
+
+import os
+from pathlib import Path
+
+from schemas.errors import SpecError
+
+OWN_PORTS = {"include_dashboard": False, "logging_level": "error", "log_to_driver": False}
+QUIET = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Ray's notice on a future change of the accelerator variable, printed at every start.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+STORE_BYTES = 200 * 2**20  # units and records pass through; rows are on disk, so 200 MiB is ample
+
+
+def connect(address: str | None) -> None:
+    """Connect to `address` (`auto`, host:port), or start a local Ray that ends with this process.
+
+    `SpecError` where no cluster answers there.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    if address is None:
+        os.environ.pop("RAY_ADDRESS", None)
+        ray.init(address="local", object_store_memory=STORE_BYTES, **OWN_PORTS)
+        _keep_token_private()
+        return
+    try:
+        ray.init(address=address, logging_level="error", log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise SpecError(f"no Ray cluster answers at {address}: {first}", "ray status --address ... shows one") from None
+
+
+def _keep_token_private() -> None:
+    """Ray 2.60 writes its token with the default umask (0644 seen here); nobody else needs to read it."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    if token.is_file() and token.owner() == Path.home().owner():
+        token.chmod(0o600)
+
+
+def cpus() -> int:
+    """Cores of the largest node, as Ray counts them."""
+    import ray
+
+    return max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1) or 1

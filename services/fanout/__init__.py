@@ -1,0 +1,1 @@
+"""Calls spread over worker actors."""

@@ -1,0 +1,237 @@
+"""The driver's side of the fan-out: start the actors, watch them, replace the dead, and say how it ended."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError
+from schemas.lane import Teacher
+from schemas.weights import gguf_weights
+from services import cluster
+from services.admission.governor import Governor
+from services.fanout.feed import Feed
+from services.fanout.sender import End
+from services.fanout.units import Plan, Progress
+from services.fanout.worker import Worker
+from services.journal.index import Totals
+from services.teachers import embedded
+
+POLL_S = 0.25
+REPLACEMENTS = 5  # deaths of workers in one lane before the run gives up
+LIGHT = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}  # API-bound: asks for no cores, repeats nothing
+
+
+@dataclass(slots=True)
+class Lane:
+    """One teacher of the spec, as the driver knows it."""
+
+    number: int
+    teacher: Teacher
+    base_url: str | None = None
+    server: Any = None
+    node: str | None = None
+    deaths: int = 0
+    closed: str = ""
+
+
+@dataclass(slots=True)
+class Fleet:
+    """All actors of one run. Use as a context manager; on exit segments are sealed and actors end."""
+
+    teachers: list[Teacher]
+    journal: Path
+    budget: int | None
+    spent: Totals
+    workers_per_lane: int
+    tag: str
+    _lanes: list[Lane] = field(init=False, default_factory=list)
+    _workers: dict[str, tuple[Lane, Any]] = field(init=False, default_factory=dict)
+    _governor: Any = field(init=False, default=None)
+    _feed: Any = field(init=False, default=None)
+    _born: int = field(init=False, default=0)
+
+    def __enter__(self) -> "Fleet":
+        import ray
+
+        self._lanes = [Lane(number, teacher) for number, teacher in enumerate(self.teachers)]
+        servers = [lane for lane in self._lanes if lane.teacher.provider == "embedded"]
+        for lane in servers:
+            threads = max(1, cluster.cpus() // len(servers))
+            actor = ray.remote(embedded.LlamaServer).options(num_cpus=threads, max_restarts=0)
+            lane.server = actor.remote(str(gguf_weights(lane.teacher.model)), threads)
+        names = [teacher.name for teacher in self.teachers]
+        self._feed = ray.remote(Feed).options(**LIGHT).remote(names, self.journal)
+        if any(t.limits.metered or not t.rates.free for t in self.teachers):
+            limits = [t.limits for t in self.teachers]
+            self._governor = ray.remote(Governor).options(**LIGHT).remote(limits, self.budget, self.spent.cost)
+        for lane in self._lanes:
+            if lane.teacher.provider != "embedded":
+                for _ in range(self.workers_per_lane):
+                    self._hire(lane)
+        for lane in servers:
+            lane.base_url, lane.node = _get(lane.server.address.remote())
+            self._hire(lane)
+        return self
+
+    def _concurrency(self, lane: Lane) -> int | None:
+        if lane.teacher.limits.concurrency is not None:
+            return max(1, lane.teacher.limits.concurrency // self._crew(lane))
+        if lane.teacher.provider == "embedded":
+            return embedded.SLOTS
+        return None
+
+    def _crew(self, lane: Lane) -> int:
+        """Workers of a lane: never more than calls may be in flight, and one beside a server on the same cores."""
+        if lane.teacher.provider == "embedded":
+            return 1
+        return min(self.workers_per_lane, lane.teacher.limits.concurrency or self.workers_per_lane)
+
+    def _hire(self, lane: Lane) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        if sum(1 for other, _ in self._workers.values() if other is lane) >= self._crew(lane):
+            return
+        name = f"{self.tag}-{self._born:04d}"
+        self._born += 1
+        options: dict[str, Any] = dict(LIGHT)
+        if lane.node is not None:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(lane.node, soft=False)
+        teacher, metered = lane.teacher, lane.teacher.limits.metered or not lane.teacher.rates.free
+        actor = (
+            ray.remote(Worker).options(**options)
+            .remote(name, lane.number, teacher, lane.base_url, self._concurrency(lane), self.journal,
+                    self._governor if metered else None)
+        )  # fmt: skip
+        self._workers[name] = (lane, actor)
+
+    def run(self, plan: Plan, watch: Callable[[Progress], None], stopping: Callable[[], bool]) -> Progress:
+        """Send every call of `plan` that is not paid for yet; its counters.
+
+        `watch` sees the counters a few times a second; `stopping` asks for a graceful end. Raises `Interrupted`,
+        `BudgetExhausted` or `LaneUnusable` where calls are left, after all that were in flight are on disk.
+        """
+        import ray
+
+        ray.get(self._feed.load.remote(plan))
+        for lane in self._lanes:
+            lane.closed = ""
+            for _ in range(self._crew(lane)):
+                self._hire(lane)
+        ends: list[End] = []
+        stopped = False
+        while True:
+            running = {actor.run.remote(self._feed): name for name, (_, actor) in self._workers.items()}
+            while running:
+                done, _ = ray.wait(list(running), timeout=POLL_S)
+                for ref in done:
+                    name = running.pop(ref)
+                    if end := self._end_of(ref, name):
+                        ends.append(end)
+                    elif replacement := self._replace(name):
+                        running[self._workers[replacement][1].run.remote(self._feed)] = replacement
+                watch(ray.get(self._feed.progress.remote()))
+                if stopping() and not stopped:
+                    stopped = True
+                    ray.get(self._feed.stop.remote())
+            if ray.get(self._feed.finished.remote()):
+                break
+            # A lane that closed late gave calls back after the other lanes had run dry: they take them over.
+            if not self._workers or {"stopped", "exhausted"} & {end.reason for end in ends}:
+                raise self._unfinished(ends)
+        progress: Progress = ray.get(self._feed.progress.remote())
+        watch(progress)
+        return progress
+
+    def _end_of(self, ref: Any, name: str) -> End | None:
+        """How a worker's run ended; None if it died."""
+        import ray
+
+        lane, _ = self._workers[name]
+        try:
+            end: End = ray.get(ref)
+        except ray.exceptions.RayActorError:
+            return None
+        if end.reason == "closed":
+            lane.closed = end.detail
+            self._bury(name)
+        elif end.reason == "failed":
+            raise LimbeckError(end.detail, "what was paid for is in the journal; run again to resume")
+        return end
+
+    def _bury(self, name: str) -> None:
+        """Give a worker's calls and money back; its segment stays, with everything that it paid for."""
+        import ray
+
+        _, actor = self._workers.pop(name)
+        ray.kill(actor)
+        _, cost = ray.get(self._feed.bury.remote(name))
+        if self._governor is not None:
+            ray.get(self._governor.bury.remote(name, cost))
+
+    def _replace(self, name: str) -> str | None:
+        lane, _ = self._workers[name]
+        self._bury(name)
+        lane.deaths += 1
+        if lane.deaths > REPLACEMENTS:
+            raise LimbeckError(
+                f"{lane.deaths} workers of {lane.teacher.name} died", "limbeck doctor; Ray's logs say why"
+            )
+        before = self._born
+        self._hire(lane)
+        return f"{self.tag}-{before:04d}"
+
+    def _unfinished(self, ends: list[End]) -> LimbeckError:
+        """The error for a plan that has calls left."""
+        reasons = {end.reason for end in ends}
+        if "stopped" in reasons:
+            return Interrupted("interrupted", "run the same command again to go on")
+        if "exhausted" in reasons:
+            return BudgetExhausted(
+                "the budget does not cover another call", "raise budget.usd and run again: what is done is kept"
+            )
+        why = "; ".join(f"{lane.teacher.name}: {lane.closed}" for lane in self._lanes if lane.closed)
+        hints = {
+            "auth": "check the key that api_key names",
+            "out_of_money": "top the account up, then run again",
+            "unreachable": "check base_url and that the server runs, then run again",
+            "misdirected": "check base_url (it ends in /v1) and the model's name",
+        }
+        hint = next((text for kind, text in hints.items() if kind in why), "run again later to resume")
+        return LaneUnusable(f"no lane can be used: {why or 'workers ended early'}", hint)
+
+    def __exit__(self, *exc: object) -> None:
+        import ray
+
+        closing = [actor.close.remote() for _, actor in self._workers.values()]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=5)
+        actors = [actor for _, actor in self._workers.values()]
+        actors += [lane.server for lane in self._lanes if lane.server is not None]
+        actors += [a for a in (self._feed, self._governor) if a is not None]
+        for actor in actors:
+            ray.kill(actor)
+        self._workers.clear()
+
+
+def _get(ref: Any) -> Any:
+    """`ray.get` with our own errors as they were raised in the actor."""
+    import ray
+
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayActorError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, LimbeckError):
+            raise cause from None
+        raise LimbeckError(
+            f"the embedded teacher did not start: {str(error).strip().splitlines()[-1][:200]}", "limbeck doctor"
+        ) from None
+
+
+def tag_for(journal: Path, now: float | None = None) -> str:
+    """A segment-name prefix that sorts after those of every earlier start."""
+    existing = [int(p.name[:6]) for p in journal.glob("*.seg")] if journal.exists() else []
+    return f"{max(existing, default=0) + 1:06d}-{int(now if now is not None else time.time())}"

@@ -1,0 +1,41 @@
+"""When the same call is sent again, and after how long. The only retry policy there is: the SDK's and Ray's are 0."""
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result, wait_random_exponential
+
+from schemas.call import Reply, VerdictKind
+
+# Attempts of one call by the kind of its last verdict. A call in doubt may have been paid for, so it gets few; a
+# rate limit says nothing about the call, so it gets many (with waits of up to 30 s: about 15 minutes in all).
+ATTEMPTS = {
+    VerdictKind.RATE_LIMITED: 40,
+    VerdictKind.TRANSIENT: 6,
+    VerdictKind.UNREACHABLE: 6,
+    VerdictKind.IN_DOUBT: 3,
+}
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+_backoff = wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)
+
+
+def _reply(state: RetryCallState) -> Reply:
+    assert state.outcome is not None
+    reply: Reply = state.outcome.result()
+    return reply
+
+
+def _stop(state: RetryCallState) -> bool:
+    return state.attempt_number >= ATTEMPTS.get(_reply(state).verdict.kind, 1)
+
+
+def _wait(state: RetryCallState) -> float:
+    """Full jitter, on top of what the server asks for: its Retry-After is a minimum."""
+    return _backoff(state) + (_reply(state).verdict.retry_after or 0.0)
+
+
+def attempts() -> AsyncRetrying:
+    """The attempts of one call; the last reply is the result, whatever it is."""
+    return AsyncRetrying(
+        retry=retry_if_result(lambda reply: reply.verdict.kind.retried),
+        stop=_stop,
+        wait=_wait,
+        retry_error_callback=_reply,
+    )

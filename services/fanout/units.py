@@ -1,0 +1,116 @@
+"""Cut a stream of calls into units, leave out what is already paid for, and hand units out again after a death."""
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from schemas.call import Call, call_key
+
+SMALLEST, LARGEST = 16, 256  # calls in a unit: small first, so that few rows still reach every worker
+LOOK_AHEAD = 20_000  # calls looked at in one request, so that a long stretch of reused rows does not block progress
+
+
+class Plan(Protocol):
+    """What a pipeline hands to the fan-out: its calls, in an order that is the same every time."""
+
+    def calls(self) -> Iterator[Call]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Calls that one worker runs with asyncio inside."""
+
+    number: int
+    calls: tuple[Call, ...]
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counters of a fan-out, summed over workers. Money in micro-dollars."""
+
+    sent: int = 0
+    answered: int = 0
+    retried: int = 0
+    failed: int = 0
+    reused: int = 0
+    cost: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def add(self, other: "Progress") -> None:
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(slots=True)
+class Units:
+    """The stream of units of one plan.
+
+    `paid` tells whether a call key is in the journal; `models` are the lanes' models, any of which may have answered.
+    Calls with the same content are sent once: `reused` counts the others, and rows that an earlier start paid for.
+    """
+
+    plan: Plan
+    models: Collection[str]
+    paid: Callable[[bytes], bool]
+    reused: int = 0
+    exhausted: bool = False
+    _calls: Iterator[Call] = field(init=False)
+    _seen: set[bytes] = field(default_factory=set)
+    _returned: deque[Call] = field(default_factory=deque)
+    _held: dict[str, dict[int, Unit]] = field(default_factory=dict)
+    _cut: int = 0
+
+    def __post_init__(self) -> None:
+        self._calls = self.plan.calls()
+
+    def next(self, worker: str) -> Unit | None:
+        """A unit for `worker`; None where none is ready now (`exhausted` tells whether more may come)."""
+        size = min(LARGEST, max(SMALLEST, SMALLEST * (self._cut // 8)))
+        batch: list[Call] = []
+        while self._returned and len(batch) < size:
+            batch.append(self._returned.popleft())
+        for _ in range(LOOK_AHEAD):
+            if self.exhausted or len(batch) >= size:
+                break
+            call = next(self._calls, None)
+            if call is None:
+                self.exhausted = True
+            elif self._is_new(call):
+                batch.append(call)
+        if not batch:
+            return None
+        self._cut += 1
+        unit = Unit(self._cut, tuple(batch))
+        self._held.setdefault(worker, {})[unit.number] = unit
+        return unit
+
+    def _is_new(self, call: Call) -> bool:
+        content = call.content()
+        # 12 bytes keep the chance of a false match among 10 million calls below 1e-15.
+        mark = content[:12]
+        if mark in self._seen or any(self.paid(call_key(model, content)) for model in self.models):
+            self.reused += 1
+            return False
+        self._seen.add(mark)
+        return True
+
+    def done(self, worker: str, number: int) -> None:
+        self._held.get(worker, {}).pop(number, None)
+
+    def bury(self, worker: str, answered: Callable[[bytes], bool]) -> int:
+        """Take back what a dead worker held, less what its journal segment holds; the number of calls returned."""
+        lost = [
+            call
+            for unit in self._held.pop(worker, {}).values()
+            for call in unit.calls
+            if not any(answered(call_key(model, call.content())) for model in self.models)
+        ]
+        self._returned.extend(lost)
+        return len(lost)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every call was handed out and none is held or waits."""
+        return self.exhausted and not self._returned and not any(self._held.values())

@@ -1,0 +1,167 @@
+"""Find answers by the first 16 bytes of their call keys: 28 bytes a call, so a million answers cost 28 MB."""
+
+import mmap
+import os
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.journal.frame import HEAD, Frame, Kind, decode_payload, scan
+
+MARK = 16  # bytes of a key that are compared; a false match among 10 million has a chance below 1e-24
+ENTRY = np.dtype([("key", f"S{MARK}"), ("segment", "<u4"), ("offset", "<u8")])
+Table = NDArray[Any]
+
+
+@dataclass(slots=True)
+class Totals:
+    """What the journal says was spent and done, exact after any crash."""
+
+    answered: int = 0
+    failed: int = 0
+    cost: int = 0  # micro-dollars, calls in doubt counted at their reservation
+    in_doubt: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def add(self, other: "Totals") -> None:
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+def frames(path: Path) -> Iterator[tuple[int, Kind, memoryview]]:
+    """(offset, kind, payload) of every intact frame of a segment."""
+    if path.stat().st_size == 0:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        view = memoryview(mapped)
+        try:
+            for offset, kind, payload in scan(view, mapped):
+                yield offset, Kind(kind), payload
+                payload.release()
+        finally:
+            view.release()
+
+
+class Entries:
+    """Keys and offsets, 24 bytes each while they are collected."""
+
+    def __init__(self) -> None:
+        self.keys = bytearray()
+        self.offsets = array("Q")
+
+    def add(self, key: bytes, offset: int) -> None:
+        self.keys += key[:MARK]
+        self.offsets.append(offset)
+
+    def keyset(self) -> set[bytes]:
+        """The first `MARK` bytes of every key."""
+        return {bytes(self.keys[i : i + MARK]) for i in range(0, len(self.keys), MARK)}
+
+    def table(self, segment: int) -> Table:
+        table = np.zeros(len(self.offsets), ENTRY)
+        table["key"] = np.frombuffer(self.keys, f"S{MARK}")
+        table["segment"] = segment
+        table["offset"] = np.frombuffer(self.offsets, "<u8") if self.offsets else 0
+        return table
+
+
+class SegmentReader:
+    """One pass over a segment: its answers, and what it cost."""
+
+    def __init__(self, path: Path) -> None:
+        self.totals = Totals()
+        self.answers = Entries()
+        self.failures = Entries()
+        open_attempts: dict[bytes, int] = {}
+        for offset, kind, payload in frames(path):
+            frame = decode_payload(kind, bytes(payload))
+            if kind is Kind.SENT:
+                open_attempts[frame.attempt] = frame.meta.get("reserved", 0)
+                continue
+            open_attempts.pop(frame.attempt, None)
+            self._settled(frame, offset)
+        self.totals.in_doubt = len(open_attempts)
+        self.totals.cost += sum(open_attempts.values())
+
+    def _settled(self, frame: Frame, offset: int) -> None:
+        self.totals.cost += frame.meta.get("cost", 0)
+        if frame.kind is Kind.ANSWERED:
+            self.answers.add(frame.key, offset)
+            self.totals.answered += 1
+            self.totals.input_tokens += frame.meta.get("in", 0)
+            self.totals.output_tokens += frame.meta.get("out", 0)
+        elif frame.meta.get("final"):
+            self.failures.add(frame.key, offset)
+            self.totals.failed += 1
+
+
+class JournalIndex:
+    """Answers and final failures of all segments of a run, as sorted arrays.
+
+    Of two answers with one key the first in segment-name order counts, in every process and after every restart.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.segments = sorted(root.glob("*.seg")) if root.exists() else []
+        self.totals = Totals()
+        self._files: dict[int, int] = {}
+        answers: list[Table] = []
+        failures: list[Table] = []
+        for number, path in enumerate(self.segments):
+            reader = SegmentReader(path)
+            self.totals.add(reader.totals)
+            answers.append(reader.answers.table(number))
+            failures.append(reader.failures.table(number))
+        self._answers = self._sorted(answers)
+        self._failures = self._sorted(failures)
+
+    @staticmethod
+    def _sorted(parts: list[Table]) -> Table:
+        whole = np.concatenate(parts) if parts else np.zeros(0, ENTRY)
+        return whole[np.argsort(whole["key"], kind="stable")]
+
+    def __contains__(self, key: bytes) -> bool:
+        return self._find(self._answers, key) is not None
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def answer(self, key: bytes) -> Frame | None:
+        """The paid answer for `key`."""
+        return self._read(self._answers, key)
+
+    def failure(self, key: bytes) -> Frame | None:
+        """The last word on a call that never got an answer."""
+        return self._read(self._failures, key, last=True)
+
+    def _find(self, entries: Table, key: bytes, last: bool = False) -> int | None:
+        # numpy strips trailing NULs on both sides of the comparison, so equality is kept.
+        key = key[:MARK]
+        at = int(np.searchsorted(entries["key"], np.bytes_(key), side="right" if last else "left")) - last
+        if 0 <= at < len(entries) and entries["key"][at] == key.rstrip(b"\0"):
+            return at
+        return None
+
+    def _read(self, entries: Table, key: bytes, last: bool = False) -> Frame | None:
+        at = self._find(entries, key, last)
+        if at is None:
+            return None
+        segment, offset = int(entries["segment"][at]), int(entries["offset"][at])
+        if segment not in self._files:
+            self._files[segment] = os.open(self.segments[segment], os.O_RDONLY | os.O_CLOEXEC)
+        head = os.pread(self._files[segment], HEAD.size, offset)
+        _, kind, length, _ = HEAD.unpack(head)
+        return decode_payload(kind, os.pread(self._files[segment], length, offset + HEAD.size))
+
+    def close(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+
+

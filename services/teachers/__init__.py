@@ -1,0 +1,1 @@
+"""Teachers: one adapter a dialect, all behind `adapter.Adapter`."""

@@ -1,0 +1,1 @@
+"""The student side: reads published datasets, never the services or the pipelines that made them."""

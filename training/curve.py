@@ -1,0 +1,30 @@
+"""The picture of a training: loss against steps, with the held-out loss before and after."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def draw_curve(losses: Sequence[tuple[int, float]], metrics: dict[str, Any], place: Path) -> None:
+    """Write a PNG of 1240 x 720 pixels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.2, 3.6), dpi=200)
+    axes.plot([s for s, _ in losses], [v for _, v in losses], color="#2f6f8f", linewidth=1.4, label="training")
+    last = losses[-1][0] if losses else 1
+    ends = [metrics["loss_before"], metrics["loss_after"]]
+    axes.plot([0, last], ends, "o", color="#b5533c", markersize=6, label="held out", clip_on=False, zorder=3)
+    for step, value, side in ((0, ends[0], "left"), (last, ends[1], "right")):
+        axes.annotate(f"{value:.2f}", (step, value), xytext=(0, 7), textcoords="offset points", ha=side)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats a token")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(place)
+    pyplot.close(figure)

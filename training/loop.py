@@ -1,0 +1,115 @@
+"""Train a student: `transformers.Trainer` inside Ray Train's `TorchTrainer`, on response tokens, measured both ends."""
+
+import contextlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import Interrupted, LimbeckError, SpecError
+from schemas.student import TrainingSpec
+
+POLL_S = 0.5
+START_TIMEOUT_S = "180"  # a worker imports torch and transformers first: 10 to 20 s here, with every core busy
+
+
+def fit(
+    spec: TrainingSpec, out: Path, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]
+) -> dict[str, Any]:
+    """Train on the Ray cluster that is connected. `out`/student is replaced whole at the end; returns its metrics."""
+    import os
+
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    work = out / ".work"
+    work.mkdir(parents=True, exist_ok=True)
+    for stale in ("train-stop", "train-progress.json", "train-error.json"):
+        (work / stale).unlink(missing_ok=True)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"spec": spec.model_dump(mode="json", by_alias=True), "work": str(work)},
+        scaling_config=_scaling(spec.workers),
+        run_config=ray.train.RunConfig(name=f"student-{time.time_ns()}", storage_path=str(work / "ray_train")),
+    )
+    try:
+        with _watching(work, watch, stopping):
+            trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _failure(work, error) from None
+    finally:
+        shutil.rmtree(work / "ray_train", ignore_errors=True)
+    if (work / "train-stop").exists():
+        raise Interrupted("interrupted while the student was trained", "run the same command to train it again")
+    return _publish(work / "student", out / "student")
+
+
+def _scaling(workers: int) -> Any:
+    """All cores and GPUs of the cluster, shared out evenly. Ray would otherwise leave each worker one thread."""
+    import ray
+    import ray.train
+
+    have = ray.cluster_resources()
+    gpus = int(have.get("GPU", 0))
+    if gpus and workers > gpus:
+        raise SpecError(f"workers: {workers}, the cluster has {gpus} GPUs", "set workers lower")
+    cores = max(1.0, have.get("CPU", 1) // workers)
+    cores = min(cores, have.get("CPU", 1) / workers)
+    return ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker={"CPU": cores})
+
+
+@contextmanager
+def _watching(
+    work: Path, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]
+) -> Iterator[None]:
+    """Pass on what rank 0 writes to `train-progress.json`, and the wish to stop the other way."""
+    over = threading.Event()
+
+    def poll() -> None:
+        while not over.wait(POLL_S):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                watch(json.loads((work / "train-progress.json").read_text()))
+            if stopping():
+                (work / "train-stop").touch()
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _failure(work: Path, error: BaseException) -> LimbeckError:
+    """The student's own error where it raised one, else Ray's last line."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        said = json.loads((work / "train-error.json").read_text())
+        return (SpecError if said["spec"] else LimbeckError)(said["message"], said["hint"])
+    line = str(error).strip().splitlines()[-1][:300]
+    return LimbeckError(f"training failed: {line}", "run with --debug for Ray's whole message")
+
+
+def _publish(built: Path, place: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((built / "metrics.json").read_text())
+    shutil.rmtree(place, ignore_errors=True)
+    built.rename(place)
+    return metrics
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs. An error of ours is left where the driver finds it whole."""
+    from training.session import Session
+
+    work = Path(config["work"])
+    try:
+        Session(TrainingSpec.model_validate(config["spec"]), work).run()
+    except LimbeckError as error:
+        said = {"message": error.message, "hint": error.hint, "spec": isinstance(error, SpecError)}
+        (work / "train-error.json").write_text(json.dumps(said))
+        raise

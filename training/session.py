@@ -1,0 +1,147 @@
+"""One worker's training session: load, measure, train, measure, save. Rank 0 measures and saves."""
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import transformers
+
+from schemas.errors import LimbeckError
+from schemas.student import TrainingSpec
+from training.curve import draw_curve
+from training.data import Collator, load_pairs, pack, split, token_rows
+from training.evaluate import held_out_loss, held_out_rouge, token_losses
+from training.students import load_student
+
+WARMUP = 0.05  # share of the steps over which the learning rate rises
+
+
+class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
+    """A Trainer whose loss is the mean over all labelled tokens of a step, on every rank and micro-batch together.
+
+    The stock loss of T5 ignores `num_items_in_batch` and comes out multiplied by accumulation x workers.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        owner = model.module if hasattr(model, "module") else model
+        losses = token_losses(model, inputs, bool(owner.config.is_encoder_decoder))
+        count = num_items_in_batch if num_items_in_batch is not None else losses.numel()
+        # DDP averages gradients over ranks, while `count` covers all of them.
+        return losses.sum() / count * self.accelerator.num_processes
+
+
+class Report(transformers.TrainerCallback):  # type: ignore[misc]
+    """Keep the loss curve; write progress for the driver; stop where it asks."""
+
+    def __init__(self, work: Path, tokens: int) -> None:
+        self._work, self._tokens, self._started = work, tokens, time.monotonic()
+        self.losses: list[tuple[int, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise LimbeckError(f"the loss is {logs['loss']} at step {state.global_step}", "lower learning_rate")
+        self.losses.append((state.global_step, float(logs["loss"])))
+        seconds = time.monotonic() - self._started
+        done = state.global_step / max(1, state.max_steps)
+        line = {
+            "step": state.global_step, "steps": state.max_steps, "loss": logs["loss"],
+            "tokens_per_second": self._tokens * done / seconds,
+        }  # fmt: skip
+        new = self._work / "train-progress.new"
+        new.write_text(json.dumps(line))
+        new.replace(self._work / "train-progress.json")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if (self._work / "train-stop").exists():
+            control.should_training_stop = True
+
+
+class Session:
+    """State of one training."""
+
+    def __init__(self, spec: TrainingSpec, work: Path) -> None:
+        self.spec, self.work = spec, work
+        self.rank = ray.train.get_context().get_world_rank()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        if not torch.cuda.is_available():
+            cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+            torch.set_num_threads(max(1, int(cores)))
+
+    def run(self) -> None:
+        spec = self.spec
+        assert spec.data is not None
+        template = spec.data.template
+        learn, held = split(load_pairs(spec.data), spec.eval_fraction, spec.seed)
+        student = load_student(spec.student, (t for p in learn for t in (p.prompt, p.response)), spec.seed)
+        if template and not student.tokenizer.chat_template:
+            raise LimbeckError("data.template: chat, but the student's tokenizer has none", "leave template out")
+        rows, left_out = token_rows(learn, student.tokenizer, spec.max_length, template, student.seq2seq)
+        held_rows, _ = token_rows(held, student.tokenizer, spec.max_length, template, student.seq2seq)
+        if not rows or not held_rows:
+            raise LimbeckError(f"no prompt is shorter than max_length {spec.max_length}", "raise max_length")
+        metrics: dict[str, Any] = {
+            "parameters": student.model.num_parameters(), "rows_train": len(rows), "rows_eval": len(held_rows),
+            "rows_too_long": left_out, "epochs": spec.epochs,
+        }  # fmt: skip
+        measured = self.rank == 0
+        if measured:
+            student.model.to("cuda" if torch.cuda.is_available() else "cpu")
+            metrics["loss_before"] = held_out_loss(student, held_rows)
+            metrics["rouge_l_before"] = held_out_rouge(student, held, template, spec.max_length)
+        report = self._train(student, rows, metrics)
+        if measured:
+            metrics["loss_after"] = held_out_loss(student, held_rows)
+            metrics["rouge_l_after"] = held_out_rouge(student, held, template, spec.max_length)
+            self._save(student, metrics, report)
+        ray.train.report({name: value for name, value in metrics.items() if isinstance(value, int | float)})
+
+    def _train(self, student: Any, rows: list[Any], metrics: dict[str, Any]) -> Report:
+        spec = self.spec
+        tokens = sum(len(row.input_ids) + (len(row.labels) if student.seq2seq else 0) for row in rows)
+        packed = spec.packing and not student.seq2seq
+        features = pack(rows, spec.max_length) if packed else rows
+        report = Report(self.work, int(tokens * spec.epochs))
+        steps = math.ceil(len(features) / (spec.batch_size * spec.workers)) * spec.epochs
+        arguments = transformers.TrainingArguments(
+            output_dir=str(self.work / "trainer"), per_device_train_batch_size=spec.batch_size,
+            num_train_epochs=spec.epochs, learning_rate=spec.learning_rate, seed=spec.seed,
+            warmup_steps=WARMUP, logging_steps=max(1, int(steps // 200)), save_strategy="no", report_to="none",
+            disable_tqdm=True, remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
+            bf16=torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
+            ddp_find_unused_parameters=False,
+        )  # fmt: skip
+        trainer = TokenTrainer(
+            model=student.model, args=arguments, train_dataset=features,
+            data_collator=Collator(student.tokenizer.pad_token_id, student.seq2seq), callbacks=[report],
+        )  # fmt: skip
+        trainer.remove_callback(transformers.PrinterCallback)
+        started = time.monotonic()
+        trainer.train()
+        seconds = time.monotonic() - started
+        metrics.update(
+            steps=trainer.state.global_step, train_seconds=round(seconds, 3), packed=packed,
+            tokens_per_second=tokens * spec.epochs / seconds,
+        )  # fmt: skip
+        return report
+
+    def _save(self, student: Any, metrics: dict[str, Any], report: Report) -> None:
+        """Rank 0 writes the model, its metrics and its curve, aside; the driver moves them into place."""
+        place = self.work / "student"
+        shutil.rmtree(place, ignore_errors=True)
+        student.model.save_pretrained(place)
+        student.tokenizer.save_pretrained(place)
+        (place / "losses.csv").write_text("step,loss\n" + "".join(f"{s},{v}\n" for s, v in report.losses))
+        draw_curve(report.losses, metrics, place / "curve.png")
+        (place / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

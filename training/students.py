@@ -1,0 +1,169 @@
+"""Students: from scratch, by Hugging Face id or path, from a GGUF file, or a bigger model cut to fewer layers."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import SpecError
+from schemas.student import FromScratch, LayerCut, Scratch
+from schemas.weights import SMOLLM2, gguf_weights
+
+SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+@dataclass(slots=True)
+class Student:
+    """A model in float32, ready to train, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def seq2seq(self) -> bool:
+        return bool(self.model.config.is_encoder_decoder)
+
+
+def check_student(student: FromScratch | LayerCut | str) -> None:
+    """`SpecError` where it is plain, before anything is paid for, that the student cannot be made."""
+    name = student.source if isinstance(student, LayerCut) else student if isinstance(student, str) else None
+    if name is not None and (name == SMOLLM2 or name.endswith(".gguf")):
+        gguf_weights(name)
+    elif name is not None and Path(name).is_absolute() and not (Path(name) / "config.json").is_file():
+        raise SpecError(f"student {name}: no config.json there", "a path holds what save_pretrained wrote")
+
+
+def load_student(student: FromScratch | LayerCut | str, texts: Iterable[str], seed: int) -> Student:
+    """Make or load a student; a tokenizer from scratch is trained on `texts`."""
+    import torch
+
+    torch.manual_seed(seed)
+    if isinstance(student, FromScratch):
+        return from_scratch(student.scratch, texts)
+    if isinstance(student, LayerCut):
+        found = pretrained(student.source)
+        cut_layers(found.model, student.layers)
+        return found
+    return pretrained(student)
+
+
+def pretrained(name: str) -> Student:
+    """A Hugging Face id or path, a .gguf file, or smollm2-135m. `SpecError` where it cannot be loaded."""
+    import torch
+    import transformers
+
+    place = str(converted(gguf_weights(name))) if name == SMOLLM2 or name.endswith(".gguf") else name
+    try:
+        config = transformers.AutoConfig.from_pretrained(place)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+        kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+        model = kind.from_pretrained(place, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        line = str(error).strip().splitlines()[0][:200]
+        raise SpecError(f"student {name}: {line}", "check the id or path, and the network for an id") from None
+    if tokenizer.eos_token_id is None:
+        raise SpecError(f"student {name}: its tokenizer has no end-of-sequence token", "choose another student")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Student(model, tokenizer)
+
+
+def converted(weights: Path) -> Path:
+    """A folder with the weights of a GGUF file in bfloat16. Reading GGUF takes about 25 s, so the copy is kept."""
+    size = weights.stat().st_size
+    name = hashlib.sha256(f"{weights}:{size}:{weights.stat().st_mtime_ns}".encode()).hexdigest()[:16]
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    place = home / "limbeck" / "gguf" / f"{weights.stem}-{name}"
+    if not (place / "config.json").is_file():
+        _convert(weights, place)
+    return place
+
+
+def _convert(weights: Path, place: Path) -> None:
+    import shutil
+    import tempfile
+
+    import torch
+    import transformers
+
+    folder, file = str(weights.parent), weights.name
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    # The GGUF quantizer stays attached after dequantising, and then refuses both training and saving.
+    model.hf_quantizer, model.is_quantized = None, False
+    for owner, name in ((model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    built = Path(tempfile.mkdtemp(prefix=".building-", dir=place.parent))
+    model.to(torch.bfloat16).save_pretrained(built)
+    tokenizer.save_pretrained(built)
+    try:
+        built.rename(place)
+    except OSError:
+        shutil.rmtree(built)  # another process was faster; its copy is the same
+
+
+def cut_layers(model: Any, keep: int) -> None:
+    """Keep `keep` evenly spaced layers, the first and the last among them."""
+    import torch
+
+    total = model.config.num_hidden_layers
+    if keep > total:
+        raise SpecError(f"student.layers: {keep}, the model has {total}", "choose fewer")
+    lists = [
+        (owner, name, child)
+        for owner in model.modules()
+        for name, child in owner.named_children()
+        if isinstance(child, torch.nn.ModuleList) and len(child) == total
+    ]
+    if len(lists) != 1:
+        raise SpecError("student.from: its layers are not one list", "cut a decoder-only model")
+    owner, name, layers = lists[0]
+    chosen = [round(i * (total - 1) / max(1, keep - 1)) for i in range(keep)]
+    setattr(owner, name, torch.nn.ModuleList([layers[i] for i in chosen]))
+    for number, layer in enumerate(getattr(owner, name)):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = number
+    model.config.num_hidden_layers = keep
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in chosen]
+
+
+def train_tokenizer(texts: Iterable[str], vocab: int) -> Any:
+    """A byte-level BPE tokenizer of at most `vocab` entries: it can write any text."""
+    import tokenizers
+    import transformers
+
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=SPECIAL["unk_token"]))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=list(SPECIAL.values()), show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    model.train_from_iterator(texts, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=model, **SPECIAL)
+
+
+def from_scratch(spec: Scratch, texts: Iterable[str]) -> Student:
+    """A Llama or T5 of the given size with random weights."""
+    import transformers
+
+    tokenizer = train_tokenizer(texts, spec.vocab)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    if spec.arch == "llama":
+        config = transformers.LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=spec.hidden, intermediate_size=4 * spec.hidden,
+            num_hidden_layers=spec.layers, num_attention_heads=spec.heads, bos_token_id=None,
+            tie_word_embeddings=True, **ids,
+        )  # fmt: skip
+        return Student(transformers.LlamaForCausalLM(config), tokenizer)
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer), d_model=spec.hidden, d_ff=4 * spec.hidden, d_kv=spec.hidden // spec.heads,
+        num_layers=spec.layers, num_heads=spec.heads, decoder_start_token_id=tokenizer.pad_token_id, **ids,
+    )  # fmt: skip
+    return Student(transformers.T5ForConditionalGeneration(config), tokenizer)
