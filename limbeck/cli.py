@@ -25,7 +25,8 @@ Settings = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Address = Annotated[
-    str | None, typer.Option(help="A running Ray cluster: auto, or host:port. Without it, a local Ray is started.")
+    str | None,
+    typer.Option(help="A running Ray cluster: auto, or host:port. Without it, a local Ray is started."),
 ]
 Out = Annotated[Path, typer.Option("--out", help="The run directory. The same command on it again resumes.")]
 
@@ -107,7 +108,13 @@ def run(
         stop = StopFlag()
         with Progress(place / ".work") as progress:
             manifest = jobs.run(
-                spec, place, address=address, workers=workers, watch=progress, stopping=stop, ready=stop.install
+                spec,
+                place,
+                address=address,
+                workers=workers,
+                watch=progress,
+                stopping=stop,
+                ready=stop.install,
             )
         for line in manifest.warnings:
             print(f"note: {line}", file=sys.stderr)
@@ -144,7 +151,11 @@ def train(
             if now["step"] != last:
                 last = now["step"]
                 speed = f"{now['tokens_per_second']:,.0f} tokens/s"
-                print(f"step {last}/{now['steps']}, loss {now['loss']:.3f}, {speed}", file=sys.stderr, flush=True)
+                print(
+                    f"step {last}/{now['steps']}, loss {now['loss']:.3f}, {speed}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
         stop = StopFlag()
         place = lasting(out)
@@ -200,3 +211,7 @@ def schema(
 def main() -> None:
     """Entry point of the console script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

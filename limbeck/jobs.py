@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.runner import Run, Watch
 from pipelines.rundir import RunDirectory
+from pipelines.runner import Run, Watch
 from schemas.errors import LimbeckError
 from schemas.job import JobSpec
 from schemas.manifest import Manifest
@@ -21,8 +21,9 @@ def run(
     """Generate, curate, publish, and train where the spec asks for it; resumes a run that `out` holds.
 
     `watch` sees the manifest as it grows, `stopping` is asked whether to end early, and `ready` is called once Ray
-    runs (which installs signal handlers of its own). Returns the manifest of the finished run. Raises `SpecError` before the first call, and afterwards
-    `BudgetExhausted`, `LaneUnusable`, `Interrupted` or `LimbeckError`; all but the last can be resumed.
+    runs (which installs signal handlers of its own). Returns the manifest of the finished run. Raises `SpecError`
+    before the first call, and afterwards `BudgetExhausted`, `LaneUnusable`, `Interrupted` or `LimbeckError`; all but
+    the last can be resumed.
     """
     directory = RunDirectory(Path(out))
     this = Run(spec, directory, workers, watch, stopping)
@@ -61,7 +62,10 @@ def _train_stage(this: Run, spec: TrainingSpec) -> None:
     if data.path is None and data.run is None:
         data = data.model_copy(update={"run": str(this.directory.root)})
     with this.stage("train"):
-        train(spec.model_copy(update={"data": data}), this.directory.root, stopping=this.stopping)
+        train(
+            spec.model_copy(update={"data": data}), this.directory.root,
+            watch=lambda _: this.watch(this.manifest), stopping=this.stopping,
+        )  # fmt: skip
 
 
 def train(

@@ -191,5 +191,3 @@ def read_answer(
         id=row.id, input=row.input, choices=list(row.choices), rationale=parts[0], label=label,
         gold=row.gold, teacher=teacher, call_key=call_key,
     )  # fmt: skip
-
-

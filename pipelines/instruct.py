@@ -132,7 +132,13 @@ def check_pool(pool: Sequence[object], instruct: Instruct) -> None:
 
 
 def read_answer(
-    row: Row, answer: Answer, origin: Written | None, validation: Validation, teacher: str, call_key: str, raw: str
+    row: Row,
+    answer: Answer,
+    origin: Written | None,
+    validation: Validation,
+    teacher: str,
+    call_key: str,
+    raw: str,
 ) -> Pair | Rejection:
     """A record, or the reason why not."""
     if answer.text is None:

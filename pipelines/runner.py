@@ -13,7 +13,16 @@ from pipelines import cot, instruct
 from pipelines.card import card
 from pipelines.curate import curate
 from pipelines.harvest import (
-    BATCH, REJECTED, SCHEMAS, Answers, Read, Rejections, RowPlan, RowWriter, harvest, readable,
+    BATCH,
+    REJECTED,
+    SCHEMAS,
+    Answers,
+    Read,
+    Rejections,
+    RowPlan,
+    RowWriter,
+    harvest,
+    readable,
 )  # fmt: skip
 from pipelines.publish import Published, publish
 from pipelines.report import keep_for_report, write_report
@@ -86,7 +95,10 @@ class Run:
         return self.spec.instruct or Instruct()
 
     def generate(self) -> Manifest:
-        """Run to a published dataset on the Ray that is connected. On an error that can be resumed, what is done is published first."""
+        """Run to a published dataset on the Ray that is connected.
+
+        A run that stops for money or for want of a lane publishes what is done, then raises.
+        """
         wait_for_writers(self.directory.journal)
         self._open_books()
         try:
@@ -141,7 +153,9 @@ class Run:
             with self.stage("responses" if self.spec.pipeline == "instruct" else "answers"):
                 self._send(fleet, plan)  # type: ignore[arg-type]
         if self._done.failed and not self._base.answered and not self._done.answered:
-            raise LaneUnusable("no call was answered", "rejected/ keeps what the teacher said; check base_url and model")
+            raise LaneUnusable(
+                "no call was answered", "rejected/ keeps what the teacher said; check base_url and model"
+            )
         return plan
 
     def _send(self, fleet: Fleet, plan: Plan) -> None:
@@ -199,9 +213,7 @@ class Run:
             yield instruct.Instructions(pool, wanted, instruct.sampling_of(self.spec), number * size, size)
 
     @staticmethod
-    def _written(
-        plan: instruct.Instructions, answers: Answers
-    ) -> tuple[list[instruct.Written], list[Rejection]]:
+    def _written(plan: instruct.Instructions, answers: Answers) -> tuple[list[instruct.Written], list[Rejection]]:
         """Instructions of one round in call order, and the calls that brought none."""
         written, empty = [], []
         for number, call in enumerate(plan.calls(), plan.first):
@@ -330,5 +342,3 @@ def shown_rejections(path: Path) -> list[dict[str, str]]:
             if seen[row["reason"]] <= PER_REASON:
                 shown.append({**row, "raw": row["raw"][:2_000]})
     return shown
-
-

@@ -51,7 +51,7 @@ def files_of(path: str) -> list[Path]:
         if not found:
             raise SpecError(f"source missing: {path} holds no {', '.join(SUFFIXES)} file", "name a file")
     elif any(mark in path for mark in "*?[") and not Path(path).exists():
-        found = sorted(Path(p) for p in glob.glob(path, recursive=True))
+        found = sorted(Path(p) for p in glob.glob(path, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
         if not found:
             raise SpecError(f"source missing: nothing matches {path}", "check the pattern and the folder")
     elif Path(path).is_file():
@@ -65,8 +65,7 @@ def files_of(path: str) -> list[Path]:
 
 
 def _jsonl(file: Path) -> Iterator[tuple[str, Any]]:
-    opened = gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
-    with opened as lines:
+    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"{file}:{number}", line
@@ -181,7 +180,11 @@ class RowReader:
 
     def _problem(self, values: dict[str, Any]) -> tuple[str, str] | None:
         """(reason, detail) of the first thing that is wrong."""
-        needed = [self._input, *(n for n in (self._gold, self._choices) if n), *([self._id] * self._id_needed)]
+        needed = [
+            self._input,
+            *(n for n in (self._gold, self._choices) if n),
+            *([self._id] * self._id_needed),
+        ]
         for name in needed:
             if values.get(name) is None:
                 columns = ", ".join(map(str, list(values)[:8]))
@@ -194,7 +197,10 @@ class RowReader:
         if not _is_unicode(text):
             return "not_text", f"field {self._input!r} is not valid Unicode (a lone surrogate)"
         if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
-            return "not_text", f"field {self._id!r} is neither text nor a whole number: {type(given).__name__}"
+            return (
+                "not_text",
+                f"field {self._id!r} is neither text nor a whole number: {type(given).__name__}",
+            )
         if isinstance(given, str) and not given.strip():
             return "blank", f"field {self._id!r} is blank"
         if self._gold and not isinstance(values[self._gold], str | int | float):

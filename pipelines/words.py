@@ -1,6 +1,7 @@
 """Canonical forms for comparing texts. Hashes are blake2b, the same in every process and version."""
 
 import hashlib
+import itertools
 import re
 import unicodedata
 
@@ -22,6 +23,4 @@ def bigrams(text: str) -> frozenset[str]:
     words = WORD.findall(canonical(text))
     if len(words) < 2:
         return frozenset(words)
-    return frozenset(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))
-
-
+    return frozenset(f"{a} {b}" for a, b in itertools.pairwise(words))

@@ -101,7 +101,7 @@ class Budget(Strict):
 
 
 class Publish(Strict):
-    format: list[Literal["parquet", "messages"]] = Field(default_factory=lambda: ["parquet"])
+    format: list[Literal["parquet", "messages"]] = Field(default=["parquet"])
     push_to_hub: None = None
 
 
@@ -140,7 +140,17 @@ class JobSpec(Strict):
         return self
 
 
-DATA_KEYS = ("pipeline", "source", "sampling", "cascade", "prompt", "validate", "curate", "instruct", "faithful")
+DATA_KEYS = (
+    "pipeline",
+    "source",
+    "sampling",
+    "cascade",
+    "prompt",
+    "validate",
+    "curate",
+    "instruct",
+    "faithful",
+)
 
 
 def data_part(spec: JobSpec) -> dict[str, Any]:

@@ -109,5 +109,3 @@ class Teacher(Strict):
         if self.free or self.price is None:
             return Price(0.0, 0.0)
         return Price(self.price.input, self.price.output)
-
-

@@ -1,1 +1,102 @@
 """Fixtures that several rooms share."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> Callable[..., Path]:
+    """Write rows to a JSONL file."""
+
+    def write(rows: list[Any], name: str = "rows.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., Path]:
+    """Write a job spec: a cot run on a scripted teacher, with the given sections in place of these."""
+
+    def write(source: Path | str, name: str = "job.yaml", **sections: Any) -> Path:
+        spec = {
+            "name": "test",
+            "pipeline": "cot",
+            "source": {"path": str(source)},
+            "teachers": [{"provider": "scripted"}],
+            **sections,
+        }
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(spec))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def questions(jsonl: Callable[..., Path]) -> Path:
+    """Forty questions with ids."""
+    return jsonl([{"id": f"q{i}", "input": f"What is thing number {i}?"} for i in range(40)])
+
+
+class Limbeck:
+    """The command, as a user starts it."""
+
+    def __init__(self, home: Path) -> None:
+        self.environment = {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(Path.home() / ".cache")}
+        self.environment.pop("OPENAI_API_KEY", None)
+
+    def __call__(self, *arguments: Any, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "limbeck.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=280,
+            env={**self.environment, **environment},
+            cwd=ROOT,
+            check=False,
+        )
+
+    def start(self, *arguments: Any, **options: Any) -> "subprocess.Popen[str]":
+        """In a process group of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "limbeck.cli", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+            cwd=ROOT,
+            start_new_session=True,
+            **options,
+        )
+
+
+@pytest.fixture
+def limbeck(tmp_path_factory: pytest.TempPathFactory) -> Limbeck:
+    return Limbeck(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray for the tests that call Limbeck in their own process."""
+    from services import cluster
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    cluster.connect(None)
+    yield
+    import ray
+
+    ray.shutdown()

@@ -1,9 +1,8 @@
 """What a student is worth on held-out rows: loss on the response tokens, ROUGE-L of what it writes."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from training.data import IGNORED, Collator, Pair, TokenRow, prompt_text
+from training.data import Collator, Pair, TokenRow, prompt_text
 from training.students import Student
 
 BATCH = 4
@@ -11,38 +10,20 @@ GENERATED_ROWS = 48  # ROUGE-L is measured on at most this many held-out rows
 GENERATED_TOKENS = 96
 
 
-def token_losses(model: Any, batch: dict[str, Any], seq2seq: bool) -> Any:
-    """Cross-entropy of every labelled token, in nats, shape (labelled tokens,).
-
-    A decoder-only row predicts token t + 1 at t, so logits and labels are shifted; a decoder of its own is not.
-    """
-    import torch
-
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    labels = batch["labels"]
-    if seq2seq:
-        owner = model.module if hasattr(model, "module") else model
-        inputs["decoder_input_ids"] = owner._shift_right(labels.masked_fill(labels == IGNORED, owner.config.pad_token_id))
-        logits = model(**inputs).logits
-    else:
-        # With a cache the packed rows would see each other (measured: logits off by 0.61).
-        logits = model(**inputs, use_cache=False).logits[:, :-1]
-        labels = labels[:, 1:]
-    valid = labels != IGNORED
-    return torch.nn.functional.cross_entropy(logits[valid].float(), labels[valid], reduction="none")
-
-
 def held_out_loss(student: Student, rows: Sequence[TokenRow]) -> float:
     """Mean loss a response token, in nats."""
     import torch
 
+    from training.losses import TokenLosses
+
+    losses_of = TokenLosses(student.model)
     collate = Collator(student.tokenizer.pad_token_id, student.seq2seq)
     student.model.eval()
     total, count = 0.0, 0
     with torch.inference_mode():
         for start in range(0, len(rows), BATCH):
             batch = {k: v.to(student.model.device) for k, v in collate(rows[start : start + BATCH]).items()}
-            losses = token_losses(student.model, batch, student.seq2seq)
+            losses = losses_of(**batch)
             total, count = total + float(losses.sum()), count + losses.numel()
     return total / max(1, count)
 

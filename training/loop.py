@@ -64,9 +64,7 @@ def _scaling(workers: int) -> Any:
 
 
 @contextmanager
-def _watching(
-    work: Path, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]
-) -> Iterator[None]:
+def _watching(work: Path, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]) -> Iterator[None]:
     """Pass on what rank 0 writes to `train-progress.json`, and the wish to stop the other way."""
     over = threading.Event()
 

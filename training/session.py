@@ -15,7 +15,8 @@ from schemas.errors import LimbeckError
 from schemas.student import TrainingSpec
 from training.curve import draw_curve
 from training.data import Collator, load_pairs, pack, split, token_rows
-from training.evaluate import held_out_loss, held_out_rouge, token_losses
+from training.evaluate import held_out_loss, held_out_rouge
+from training.losses import TokenLosses
 from training.students import load_student
 
 WARMUP = 0.05  # share of the steps over which the learning rate rises
@@ -32,8 +33,7 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        owner = model.module if hasattr(model, "module") else model
-        losses = token_losses(model, inputs, bool(owner.config.is_encoder_decoder))
+        losses = model(**inputs)
         count = num_items_in_batch if num_items_in_batch is not None else losses.numel()
         # DDP averages gradients over ranks, while `count` covers all of them.
         return losses.sum() / count * self.accelerator.num_processes
@@ -123,7 +123,7 @@ class Session:
             ddp_find_unused_parameters=False,
         )  # fmt: skip
         trainer = TokenTrainer(
-            model=student.model, args=arguments, train_dataset=features,
+            model=TokenLosses(student.model), args=arguments, train_dataset=features,
             data_collator=Collator(student.tokenizer.pad_token_id, student.seq2seq), callbacks=[report],
         )  # fmt: skip
         trainer.remove_callback(transformers.PrinterCallback)

@@ -20,7 +20,11 @@ from services.teachers import embedded
 
 POLL_S = 0.25
 REPLACEMENTS = 5  # deaths of workers in one lane before the run gives up
-LIGHT = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}  # API-bound: asks for no cores, repeats nothing
+LIGHT = {
+    "num_cpus": 0,
+    "max_restarts": 0,
+    "max_task_retries": 0,
+}  # API-bound: asks for no cores, repeats nothing
 
 
 @dataclass(slots=True)
@@ -190,7 +194,8 @@ class Fleet:
             return Interrupted("interrupted", "run the same command again to go on")
         if "exhausted" in reasons:
             return BudgetExhausted(
-                "the budget does not cover another call", "raise budget.usd and run again: what is done is kept"
+                "the budget does not cover another call",
+                "raise budget.usd and run again: what is done is kept",
             )
         why = "; ".join(f"{lane.teacher.name}: {lane.closed}" for lane in self._lanes if lane.closed)
         hints = {
@@ -227,7 +232,8 @@ def _get(ref: Any) -> Any:
         if isinstance(cause, LimbeckError):
             raise cause from None
         raise LimbeckError(
-            f"the embedded teacher did not start: {str(error).strip().splitlines()[-1][:200]}", "limbeck doctor"
+            f"the embedded teacher did not start: {str(error).strip().splitlines()[-1][:200]}",
+            "limbeck doctor",
         ) from None
 
 

@@ -51,7 +51,12 @@ class Sender:
     """
 
     def __init__(
-        self, teacher: Teacher, adapter: Adapter, journal: JournalWriter, window: Window, lease: LeaseFn | None
+        self,
+        teacher: Teacher,
+        adapter: Adapter,
+        journal: JournalWriter,
+        window: Window,
+        lease: LeaseFn | None,
     ) -> None:
         self._teacher, self._adapter, self._journal = teacher, adapter, journal
         self._window, self._lease = window, lease
@@ -171,9 +176,7 @@ class Sender:
         used = reply.usage.output_tokens if reply.usage else 0
         unused = max(0, demand.output_tokens - used) if reply.verdict.kind is VerdictKind.ANSWERED else 0
         before = self._settled
-        self._settled = Settled(
-            before.reserved + demand.cost, before.cost + cost, before.unused_output + unused
-        )
+        self._settled = Settled(before.reserved + demand.cost, before.cost + cost, before.unused_output + unused)
 
     def _learn(self, verdict: Verdict) -> None:
         now = asyncio.get_running_loop().time()

@@ -80,7 +80,7 @@ class Worker:
             await sender.run(call)
         except Stopped:
             return
-        except Exception as error:  # noqa: BLE001 - the outermost frame of a call: what it meets ends the worker
+        except Exception as error:
             log.exception("a call met an unforeseen error")
             sender.stop(End("failed", str(error) or type(error).__name__))
             return

@@ -163,5 +163,3 @@ class JournalIndex:
         for file in self._files.values():
             os.close(file)
         self._files.clear()
-
-

@@ -49,14 +49,10 @@ class ChatAdapter:
     async def send(self, call: Call) -> Reply:
         """Send once. Every failure becomes a verdict; SDK errors hold the key, so none leaves this method."""
         try:
-            response = await self._client.post(
-                "/chat/completions", body=self.request(call), cast_to=httpx2.Response
-            )
+            response = await self._client.post("/chat/completions", body=self.request(call), cast_to=httpx2.Response)
         except openai.APIStatusError as error:
             body = error.response.content
-            return Reply(
-                classify(error.status_code, body, error.response.headers), error.status_code, body
-            )
+            return Reply(classify(error.status_code, body, error.response.headers), error.status_code, body)
         except openai.APIConnectionError as error:
             return Reply(_transport_verdict(error))
         except httpx2.HTTPError as error:
@@ -88,7 +84,10 @@ def usage_of(body: bytes) -> Usage | None:
     """Tokens that the teacher counted, or None where it does not say; the reservation then stands."""
     try:
         usage = json.loads(body).get("usage") or {}
-        asked, given = _whole_number(usage.get("prompt_tokens")), _whole_number(usage.get("completion_tokens"))
+        asked, given = (
+            _whole_number(usage.get("prompt_tokens")),
+            _whole_number(usage.get("completion_tokens")),
+        )
     except (ValueError, AttributeError):
         return None
     return None if asked is None or given is None else Usage(asked, given)

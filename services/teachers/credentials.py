@@ -22,9 +22,7 @@ def resolve_key(reference: str | None) -> str:
     try:
         value = Path(where).expanduser().read_text().strip()
     except OSError as error:
-        raise SpecError(
-            f"api_key file:{where}: {error.strerror}", "write the key into that file, mode 0600"
-        ) from None
+        raise SpecError(f"api_key file:{where}: {error.strerror}", "write the key into that file, mode 0600") from None
     if not value:
         raise SpecError(f"api_key file:{where}: the file is empty", "write the key into that file, mode 0600")
     return value

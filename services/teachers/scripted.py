@@ -6,10 +6,8 @@ import random
 from schemas.call import Call, Reply, Verdict, VerdictKind, call_key
 from schemas.money import Usage
 
-WORDS = (
-    "amber basin cedar delta ember fjord grove harbour island juniper kettle lantern meadow nickel orchard prairie "
-    "quartz river saddle timber umber valley willow yarrow zephyr anchor bridge copper drift engine feather garden"
-).split()
+WORDS = """amber basin cedar delta ember fjord grove harbour island juniper kettle lantern meadow nickel orchard prairie
+    quartz river saddle timber umber valley willow yarrow zephyr anchor bridge copper drift engine feather""".split()
 
 
 def sentence(rng: random.Random) -> str:

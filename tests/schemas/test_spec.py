@@ -1,0 +1,109 @@
+"""The job spec as a user meets it: what is accepted, and the one line that says what is not."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from schemas.errors import SpecError
+from schemas.explain import spec_error
+from schemas.job import JobSpec, data_part
+
+WHOLE: dict[str, Any] = {
+    "name": "cqa-rationales",
+    "pipeline": "cot",
+    "source": {"path": "cqa.jsonl.gz", "on_error": "fail", "fields": {"id": "id", "input": "q", "label": "a", "choices": "c"}},
+    "teachers": [
+        {
+            "provider": "openai", "api": "chat", "model": "gpt-4.1-mini", "base_url": None,
+            "api_key": "env:OPENAI_API_KEY",
+            "limits": {"rpm": 500, "tpm": 200000, "input_tpm": None, "output_tpm": None, "concurrency": None},
+            "price": {"input": 0.40, "output": 1.60}, "lane": "online", "timeout_s": 120,
+        }
+    ],
+    "sampling": {"temperature": 0.7, "max_tokens": 256, "n": 1, "seed": 0},
+    "cascade": None,
+    "prompt": {"style": "few-shot", "exemplars": "exemplars.jsonl", "system": None},
+    "validate": {},
+    "curate": {"dedup": {"exact": True, "near": {"threshold": 0.7}}, "decontaminate": None, "filters": []},
+    "budget": {"usd": 5.00},
+    "faithful": False,
+    "publish": {"format": ["parquet", "messages"], "push_to_hub": None},
+    "train": None,
+    "evaluate": None,
+}  # fmt: skip
+
+
+def problem(**changes: Any) -> SpecError:
+    with pytest.raises(ValidationError) as caught:
+        JobSpec.model_validate({**WHOLE, **changes})
+    return spec_error(JobSpec, caught.value)
+
+
+def test_the_whole_documented_spec_is_accepted() -> None:
+    spec = JobSpec.model_validate(WHOLE)
+    assert spec.teachers[0].name == "openai/gpt-4.1-mini"
+
+
+def test_four_keys_are_enough_and_everything_is_off_by_default() -> None:
+    spec = JobSpec.model_validate({k: WHOLE[k] for k in ("name", "pipeline", "source", "teachers")})
+    assert spec.curate.dedup is None
+    assert spec.prompt.style == "zero-shot"
+    assert spec.prompt.task == "free_text"
+    assert spec.train is None and spec.budget is None
+
+
+@pytest.mark.parametrize("off", [None, False])
+def test_null_or_false_turns_a_curation_step_off(off: Any) -> None:
+    assert JobSpec.model_validate({**WHOLE, "curate": {"dedup": off}}).curate.dedup is None
+    near = JobSpec.model_validate({**WHOLE, "curate": {"dedup": {"exact": True, "near": off}}}).curate.dedup
+    assert near is not None and near.near is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "hint"),
+    [
+        ({"sampling": {"temprature": 1}}, "unknown key sampling.temprature = 1", "'temperature'"),
+        ({"publsh": {}}, "unknown key publsh = {}", "'publish'"),
+        ({"source": {"path": "x", "fields": {"inptu": "q"}}}, "unknown key source.fields.inptu = 'inptu'", "'input'"),
+        ({"train": {"student": {"form": "m", "layers": 2}}}, "unknown key train.student.form = 'm'", "'from'"),
+        ({"budget": {"usd": "much"}}, "budget.usd: 'much'", "schema"),
+        ({"teachers": []}, "teachers", "schema"),
+        ({"pipeline": "icl"}, "not built yet", "schema"),
+        ({"faithful": True}, "faithful: True: not built yet; leave it false", "schema"),
+    ],
+)
+def test_the_error_names_the_key_the_value_and_the_nearest_known_key(
+    changes: dict[str, Any], line: str, hint: str
+) -> None:
+    error = problem(**changes)
+    assert line in error.message
+    assert hint in error.hint
+
+
+def test_a_key_in_the_spec_is_refused_and_not_repeated() -> None:
+    error = problem(teachers=[{"provider": "openai", "model": "m", "free": True, "api_key": "sk-canary-123"}])
+    assert "teachers[0].api_key" in error.message
+    assert "canary" not in error.message + error.hint
+
+
+def test_an_unknown_price_is_refused() -> None:
+    assert "price of 'm' is unknown" in problem(teachers=[{"provider": "openai", "model": "m"}]).message
+
+
+@pytest.mark.parametrize("url", ["http://example.com/v1", "https://me:pw@example.com/v1", "ftp://example.com"])
+def test_an_address_that_would_leak_is_refused(url: str) -> None:
+    assert "base_url" in problem(teachers=[{"provider": "openai", "model": "m", "free": True, "base_url": url}]).message
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "http://localhost:1/v1", "http://[::1]:2/v1"])
+def test_plain_http_is_allowed_on_loopback(url: str) -> None:
+    JobSpec.model_validate({**WHOLE, "teachers": [{"provider": "openai", "model": "m", "free": True, "base_url": url}]})
+
+
+def test_limits_and_budget_may_change_between_two_starts_and_the_prompt_may_not() -> None:
+    spec = JobSpec.model_validate(WHOLE)
+    richer = JobSpec.model_validate({**WHOLE, "budget": {"usd": 50}})
+    other = JobSpec.model_validate({**WHOLE, "sampling": {"temperature": 0}})
+    assert data_part(spec) == data_part(richer)
+    assert data_part(spec) != data_part(other)

@@ -1,0 +1,56 @@
+"""Money, call keys, errors."""
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import errors
+from schemas.call import Call, Message, Sampling, call_key
+from schemas.money import Price, Usage, micro_usd
+
+tokens = st.integers(0, 10**9)
+
+
+@given(tokens, tokens)
+def test_the_ledger_is_never_below_the_bill_and_less_than_a_micro_dollar_above(asked: int, given_: int) -> None:
+    cost = Price(0.40, 1.60).cost(Usage(asked, given_))
+    exact = (asked * 40 + given_ * 160) / 100
+    assert exact - 1e-3 <= cost < exact + 1.001
+
+
+def test_dollars_become_whole_micro_dollars() -> None:
+    assert micro_usd(0.29) == 290_000
+
+
+def call(**changes: object) -> Call:
+    fields = {"row": "r", "messages": (Message("user", "hi"),), "sampling": Sampling(0.7, 10, 0), "sample": 0}
+    return Call(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_the_row_is_no_part_of_the_key_and_everything_else_is() -> None:
+    base = call().content()
+    assert call(row="other").content() == base
+    changed = [
+        call(messages=(Message("system", "hi"),)),
+        call(messages=(Message("user", "hi"), Message("user", ""))),
+        call(sampling=Sampling(0.8, 10, 0)),
+        call(sampling=Sampling(0.7, 11, 0)),
+        call(sampling=Sampling(0.7, 10, 1)),
+        call(sample=1),
+    ]
+    assert len({base, *(c.content() for c in changed)}) == len(changed) + 1
+    assert call_key("a", base) != call_key("b", base)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (errors.LimbeckError, 1), (errors.SpecError, 2), (errors.BudgetExhausted, 3), (errors.LaneUnusable, 4),
+        (errors.Interrupted, 130),
+    ],
+)  # fmt: skip
+def test_errors_pickle_with_their_message_hint_and_status(kind: type[errors.LimbeckError], status: int) -> None:
+    again = pickle.loads(pickle.dumps(kind("what", "next")))
+    assert (type(again), again.message, again.hint, again.exit_status) == (kind, "what", "next", status)

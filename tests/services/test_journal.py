@@ -1,0 +1,139 @@
+"""The journal: what a crash may cost, and what it may not."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.errors import SpecError
+from services.journal.frame import Frame, Kind, encode
+from services.journal.index import JournalIndex
+from services.journal.writer import JournalWriter, wait_for_writers
+
+KEYS = st.binary(min_size=32, max_size=32)
+BODIES = st.one_of(st.binary(max_size=200), st.just(b"LBJ1" * 7))
+
+
+def answered(key: bytes, body: bytes, attempt: bytes = b"a" * 16, cost: int = 0) -> Frame:
+    return Frame(Kind.ANSWERED, key, attempt, {"cost": cost, "in": 3, "out": 2}, body)
+
+
+def segment(root: Path, data: bytes, name: str = "000001-1-0000") -> None:
+    root.mkdir(exist_ok=True)
+    (root / f"{name}.seg").write_bytes(data)
+
+
+@given(st.dictionaries(KEYS, BODIES, max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_every_answer_that_was_appended_is_found_by_its_key(
+    tmp_path_factory: pytest.TempPathFactory, bodies: dict[bytes, bytes]
+) -> None:
+    root = tmp_path_factory.mktemp("journal")
+    writer = JournalWriter(root, "000001-1-0000")
+    for key, body in bodies.items():
+        writer.append(answered(key, body))
+    writer.close()
+    index = JournalIndex(root)
+    assert len(index) == len(bodies)
+    for key, body in bodies.items():
+        frame = index.answer(key)
+        assert frame is not None and frame.body == body
+    assert index.answer(b"\x01" * 31 + b"\x02") is None
+
+
+@given(st.lists(BODIES, min_size=1, max_size=6), st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_segment_cut_anywhere_keeps_every_frame_before_the_cut(
+    tmp_path_factory: pytest.TempPathFactory, bodies: list[bytes], data: st.DataObject
+) -> None:
+    root = tmp_path_factory.mktemp("journal")
+    frames = [encode(answered(bytes([i]) * 32, body)) for i, body in enumerate(bodies, 1)]
+    whole = b"".join(frames)
+    cut = data.draw(st.integers(0, len(whole)))
+    segment(root, whole[:cut])
+    index = JournalIndex(root)
+    ends = [sum(map(len, frames[: i + 1])) for i in range(len(frames))]
+    assert [bytes([i]) * 32 in index for i in range(1, len(frames) + 1)] == [end <= cut for end in ends]
+
+
+@given(st.lists(st.binary(max_size=60), min_size=2, max_size=6), st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_byte_costs_its_own_frame_alone(
+    tmp_path_factory: pytest.TempPathFactory, bodies: list[bytes], data: st.DataObject
+) -> None:
+    root = tmp_path_factory.mktemp("journal")
+    frames = [encode(answered(bytes([i]) * 32, body)) for i, body in enumerate(bodies, 1)]
+    whole = bytearray(b"".join(frames))
+    at = data.draw(st.integers(0, len(whole) - 1))
+    whole[at] ^= data.draw(st.integers(1, 255))
+    segment(root, bytes(whole))
+    index = JournalIndex(root)
+    starts = [sum(map(len, frames[:i])) for i in range(len(frames) + 1)]
+    for i in range(len(frames)):
+        if not starts[i] <= at < starts[i + 1]:
+            assert bytes([i + 1]) * 32 in index
+
+
+def test_a_call_that_was_sent_and_never_came_back_counts_as_spent(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path, "000001-1-0000")
+    writer.append(Frame(Kind.SENT, b"k" * 32, b"1" * 16, {"reserved": 700}))
+    writer.append(answered(b"k" * 32, b"{}", b"1" * 16, cost=300))
+    writer.append(Frame(Kind.SENT, b"l" * 32, b"2" * 16, {"reserved": 900}))
+    totals = JournalIndex(tmp_path).totals
+    assert (totals.cost, totals.in_doubt, totals.answered) == (1200, 1, 1)
+    writer.close()
+
+
+def test_of_two_answers_to_one_call_the_first_in_segment_order_counts(tmp_path: Path) -> None:
+    segment(tmp_path, encode(answered(b"k" * 32, b"second")), "000002-9-0000")
+    segment(tmp_path, encode(answered(b"k" * 32, b"first")), "000001-1-0000")
+    frame = JournalIndex(tmp_path).answer(b"k" * 32)
+    assert frame is not None and frame.body == b"first"
+
+
+def test_a_segment_is_never_written_twice(tmp_path: Path) -> None:
+    JournalWriter(tmp_path, "000001-1-0000").close()
+    with pytest.raises(FileExistsError):
+        JournalWriter(tmp_path, "000001-1-0000")
+
+
+WRITE_UNTIL_KILLED = """
+import sys
+from pathlib import Path
+from services.journal.frame import Frame, Kind
+from services.journal.writer import JournalWriter
+writer = JournalWriter(Path(sys.argv[1]), sys.argv[2])
+for number in range(10**9):
+    key = number.to_bytes(32, "big")
+    writer.append(Frame(Kind.ANSWERED, key, b"a" * 16, {"cost": 0}, b"x" * 4000))
+    print(number, flush=True)
+"""
+
+
+def test_kill_9_loses_no_answer_that_was_acknowledged(tmp_path: Path) -> None:
+    for round_number in range(8):
+        root = tmp_path / str(round_number)
+        arguments = [sys.executable, "-c", WRITE_UNTIL_KILLED, str(root), "000001-1-0000"]
+        writer = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        acknowledged = [int(writer.stdout.readline()) for _ in range(5 + 17 * round_number)]
+        os.kill(writer.pid, signal.SIGKILL)
+        acknowledged += [int(line) for line in writer.stdout.read().splitlines()]
+        writer.wait()
+        index = JournalIndex(root)
+        assert all(number.to_bytes(32, "big") in index for number in acknowledged)
+
+
+def test_a_new_start_waits_until_the_writers_of_the_last_one_are_gone(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    wait_for_writers(journal, patience_s=0)
+    writer = JournalWriter(journal, "000001-1-0000")
+    with pytest.raises(SpecError, match="another limbeck run"):
+        wait_for_writers(journal, patience_s=0)
+    writer.close()
+    wait_for_writers(journal, patience_s=0)

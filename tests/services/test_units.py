@@ -1,0 +1,71 @@
+"""Units: every call is handed out, none twice, whatever dies."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.call import Call, Message, Sampling, call_key
+from services.fanout.units import LARGEST, SMALLEST, Unit, Units
+
+
+@dataclass
+class Numbers:
+    """A plan of one call a number."""
+
+    numbers: list[int]
+
+    def calls(self) -> Iterator[Call]:
+        return (Call(str(n), (Message("user", str(n)),), Sampling()) for n in self.numbers)
+
+
+def rows(unit: Unit) -> list[int]:
+    return [int(call.row) for call in unit.calls]
+
+
+def test_units_start_small_and_grow_to_the_largest() -> None:
+    units = Units(Numbers(list(range(20_000))), ["m"], lambda key: False)
+    sizes = []
+    while unit := units.next("w"):
+        sizes.append(len(unit.calls))
+    assert sizes[0] == SMALLEST
+    assert max(sizes) == LARGEST
+    assert sum(sizes) == 20_000
+
+
+def test_identical_calls_and_calls_that_are_paid_for_are_not_sent() -> None:
+    paid = {call_key("m2", call.content()) for call in Numbers([5, 6]).calls()}
+    units = Units(Numbers([1, 2, 2, 5, 6, 1]), ["m1", "m2"], paid.__contains__)
+    unit = units.next("w")
+    assert unit is not None and rows(unit) == [1, 2]
+    assert units.reused == 4
+
+
+@given(st.lists(st.integers(0, 300), max_size=300), st.lists(st.sampled_from(["work", "die", "finish"]), max_size=60))
+def test_every_call_is_answered_once_though_workers_die(numbers: list[int], events: list[str]) -> None:
+    units = Units(Numbers(numbers), ["m"], lambda key: False)
+    held: list[Unit] = []
+    answered: list[int] = []
+    for event in [*events, *["work", "finish"] * (len(numbers) + 60)]:
+        if event == "work" and (unit := units.next("w")):
+            held.append(unit)
+        elif event == "finish" and held:
+            answered += rows(unit := held.pop())
+            units.done("w", unit.number)
+        elif event == "die":
+            units.bury("w", lambda key: False)
+            held.clear()
+    assert units.finished
+    assert sorted(answered) == sorted(set(numbers))
+
+
+def test_what_a_dead_worker_had_answered_is_not_sent_again() -> None:
+    units = Units(Numbers(list(range(10))), ["m"], lambda key: False)
+    unit = units.next("w")
+    assert unit is not None
+    done = {call_key("m", call.content()) for call in unit.calls[:4]}
+    assert units.bury("w", done.__contains__) == 6
+    again = units.next("x")
+    assert again is not None and rows(again) == list(range(4, 10))
+    assert not units.finished
