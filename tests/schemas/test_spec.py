@@ -12,7 +12,9 @@ from schemas.job import JobSpec, data_part
 WHOLE: dict[str, Any] = {
     "name": "cqa-rationales",
     "pipeline": "cot",
-    "source": {"path": "cqa.jsonl.gz", "on_error": "fail", "fields": {"id": "id", "input": "q", "label": "a", "choices": "c"}},
+    "source": {
+        "path": "cqa.jsonl.gz", "on_error": "fail", "fields": {"id": "id", "input": "q", "label": "a", "choices": "c"},
+    },
     "teachers": [
         {
             "provider": "openai", "api": "chat", "model": "gpt-4.1-mini", "base_url": None,

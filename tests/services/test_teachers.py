@@ -107,7 +107,7 @@ async def served(handler: Any, teacher: dict[str, Any], call: Call = CALL) -> tu
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", record)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

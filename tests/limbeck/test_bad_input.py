@@ -1,0 +1,99 @@
+"""Bad input at the command line: one line and a hint, status 2, no teacher called, nothing left behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Limbeck
+from teacher_server import teacher_server
+
+Write = Callable[..., Path]
+
+
+def refused(limbeck: Limbeck, *arguments: Any, **environment: str) -> str:
+    """The error line of a command that must fail before the first call."""
+    done = limbeck(*arguments, **environment)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert lines[0].startswith("limbeck: ")
+    assert len(lines) <= 2 and "Traceback" not in done.stderr
+    return lines[0]
+
+
+def test_a_spec_that_is_not_there_or_not_yaml_or_not_a_mapping(limbeck: Limbeck, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    bad, listing = tmp_path / "bad.yaml", tmp_path / "list.yaml"
+    bad.write_text("name: [unclosed\n")
+    listing.write_text("- a\n")
+    assert "No such file" in refused(limbeck, "run", tmp_path / "absent.yaml", "--out", out)
+    assert "not valid YAML" in refused(limbeck, "run", bad, "--out", out)
+    assert "not a mapping" in refused(limbeck, "run", listing, "--out", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"sampling": {"temprature": 1}}, "unknown key sampling.temprature"),
+        ({"sampling": {"temperature": "hot"}}, "sampling.temperature: 'hot'"),
+        ({"source": {"path": "absent.jsonl"}}, "source missing"),
+        ({"teachers": [{"provider": "openai", "model": "m", "free": True}]}, "env:OPENAI_API_KEY"),
+        (
+            {"teachers": [{"provider": "openai", "model": "m", "free": True, "api_key": "file:/absent/key"}]},
+            "/absent/key",
+        ),
+        ({"teachers": [{"provider": "embedded", "model": "/absent.gguf"}]}, "/absent.gguf"),
+        ({"prompt": {"style": "few-shot", "exemplars": "absent.jsonl"}}, "prompt.exemplars"),
+        ({"train": {"student": "/absent/model"}}, "/absent/model"),
+    ],
+)
+def test_a_spec_with_a_mistake(
+    limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path, sections: dict[str, Any], words: str
+) -> None:
+    assert words in refused(limbeck, "run", job(questions, **sections), "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_call_reaches_the_teacher_where_the_last_row_is_bad(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    rows = jsonl([*({"id": i, "input": f"question {i}"} for i in range(300)), "{oops"])
+    with teacher_server(tmp_path) as teacher:
+        lane = {"provider": "openai", "model": "m", "free": True, "base_url": teacher.base_url}
+        line = refused(limbeck, "run", job(rows, teachers=[lane]), "--out", tmp_path / "run")
+        assert "rows.jsonl:301" in line
+        assert teacher.bill()["calls"] == 0
+
+
+def test_an_override_that_makes_no_sense(limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path) -> None:
+    spec = job(questions)
+    for setting in ("budget", "teachers.7.model=x", "sampling.n=3", "name.deeper=1"):
+        refused(limbeck, "run", spec, "--out", tmp_path / "run", "--set", setting)
+
+
+def test_status_of_something_that_is_no_run(limbeck: Limbeck, tmp_path: Path) -> None:
+    assert "not a run directory" in refused(limbeck, "status", tmp_path)
+
+
+def test_a_cluster_that_is_not_there(limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path) -> None:
+    line = refused(limbeck, "run", job(questions), "--out", tmp_path / "run", "--address", "127.0.0.1:9")
+    assert "127.0.0.1:9" in line
+
+
+def test_training_on_data_that_is_missing_or_lacks_a_field(limbeck: Limbeck, jsonl: Write, tmp_path: Path) -> None:
+    spec = tmp_path / "train.yaml"
+    spec.write_text("student: {scratch: {}}\ndata: {path: absent.jsonl}\n")
+    assert "absent.jsonl" in refused(limbeck, "train", spec, "--out", tmp_path / "out")
+    jsonl([{"prompt": "a", "reply": "b"}] * 3, "pairs.jsonl")
+    spec.write_text("student: {scratch: {}}\ndata: {path: pairs.jsonl}\n")
+    assert "absent field 'response'" in refused(limbeck, "train", spec, "--out", tmp_path / "out")
+    spec.write_text("student: {scratch: {}}\n")
+    assert "data is required" in refused(limbeck, "train", spec, "--out", tmp_path / "out")
+
+
+def test_the_help_teaches_and_the_schema_names_every_section(limbeck: Limbeck) -> None:
+    assert "quickstart.yaml" in limbeck("--help").stdout
+    assert "130 interrupted" in " ".join(limbeck("run", "--help").stdout.split())
+    assert "base_url" in limbeck("schema").stdout
+    assert "learning_rate" in limbeck("schema", "--training").stdout

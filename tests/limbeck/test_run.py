@@ -1,0 +1,270 @@
+"""Whole runs of the command against a real server on loopback."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import Limbeck
+from teacher_server import RunningTeacher, teacher_server
+
+pytestmark = pytest.mark.ray
+Write = Callable[..., Path]
+
+
+def manifest(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "manifest.json").read_text())
+    return found
+
+
+def table(run: Path, folder: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(run / folder).to_pylist()
+    return rows
+
+
+def lane(teacher: RunningTeacher, **options: Any) -> dict[str, Any]:
+    return {"provider": "openai", "model": "m", "base_url": teacher.base_url, "free": True, **options}
+
+
+def test_a_cot_run_publishes_every_row_once_and_says_what_it_did(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    rows = [{"id": i, "q": f"What is thing number {i}?", "gold": "x"} for i in range(60)]
+    rows += [
+        {"id": "again", "q": "what IS thing  number 3?", "gold": "x"},
+        {"id": "near", "q": "What is thing number 3, then?", "gold": "x"},
+    ]
+    rows += [{"id": "bad", "q": 5, "gold": "x"}]
+    fields = {"id": "id", "input": "q", "label": "gold"}
+    with teacher_server(tmp_path) as teacher:
+        spec = job(
+            "rows.jsonl",
+            source={"path": str(jsonl(rows)), "fields": fields, "on_error": "reject"},
+            teachers=[{**lane(teacher), "free": False, "price": {"input": 1, "output": 2}}],
+            curate={"dedup": {"exact": True, "near": {"threshold": 0.7}}},
+            publish={"format": ["parquet", "messages"]},
+        )
+        run = tmp_path / "run"
+        done = limbeck("run", spec, "--out", run)
+        assert done.returncode == 0, done.stderr
+        bill = teacher.bill()
+    said = manifest(run)
+    assert said["state"] == "finished"
+    assert said["rows"]["source"] == 63
+    assert said["rows"]["rejected"] == {"exact_duplicate": 1, "near_duplicate": 1, "not_text": 1}
+    assert said["rows"]["accepted"] == 60 == said["dataset"]["rows"]
+    assert said["calls"]["answered"] == bill["calls"] == 62
+    exact = (bill["tokens"]["input"] + 2 * bill["tokens"]["output"]) / 1e6
+    assert said["spend"]["usd"] == pytest.approx(exact, abs=1e-9)
+    accepted, rejected = table(run, "dataset"), table(run, "rejected")
+    assert [row["id"] for row in accepted] == [str(i) for i in range(60)]
+    assert list(accepted[0]) == ["id", "input", "choices", "rationale", "label", "gold", "teacher", "call_key"]
+    assert {row["id"]: row["reason"] for row in rejected}["near"] == "near_duplicate"
+    assert all(row["raw"] for row in rejected)
+    talk = [json.loads(line) for line in (run / "dataset.jsonl").read_text().splitlines()]
+    assert len(talk) == 60 and [m["role"] for m in talk[0]["messages"]] == ["user", "assistant"]
+    page = (run / "report.html").read_text()
+    assert "near_duplicate" in page and "http://" not in page and "https://" not in page
+    assert "<script" not in page
+    assert (run / "README.md").read_text().startswith("---\n")
+    status = limbeck("status", run, "--json")
+    assert json.loads(status.stdout)["state"] == "finished"
+
+
+def test_the_published_rows_load_as_a_dataset_and_do_not_depend_on_workers_or_order(
+    limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path
+) -> None:
+    import datasets
+
+    spec = job(questions)
+    for workers, name in ((1, "one"), (4, "four")):
+        assert limbeck("run", spec, "--out", tmp_path / name, "--workers", workers).returncode == 0
+    one, four = manifest(tmp_path / "one"), manifest(tmp_path / "four")
+    assert one["dataset"]["sha256"] == four["dataset"]["sha256"]
+    loaded = datasets.load_dataset("parquet", data_dir=str(tmp_path / "one" / "dataset"))
+    assert loaded["train"].num_rows == 40
+
+
+def test_instructions_are_written_answered_and_accounted_for(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    seeds = jsonl([{"id": f"s{i}", "instruction": f"Do useful thing number {i}."} for i in range(12)])
+    with teacher_server(tmp_path) as teacher:
+        spec = job(
+            seeds,
+            pipeline="instruct",
+            source={"path": str(seeds), "fields": {"id": "id", "input": "instruction"}},
+            teachers=[lane(teacher)],
+            instruct={"generate": 10, "per_call": 4, "examples": 2},
+        )
+        run = tmp_path / "run"
+        done = limbeck("run", spec, "--out", run)
+        assert done.returncode == 0, done.stderr
+        calls = teacher.bill()["calls"]
+    rows, said = table(run, "dataset"), manifest(run)
+    assert said["rows"] == {"source": 12, "generated": 12, "accepted": 22, "rejected": {"surplus": 2}}
+    assert calls == 3 + 22 == said["calls"]["answered"]
+    assert [r["instruction_source"] for r in rows] == ["source"] * 12 + ["example_guided"] * 10
+    assert all(len(r["example_ids"]) == 2 for r in rows[12:])
+    assert list(rows[0]) == [
+        "id", "instruction", "response", "instruction_source", "example_ids", "topics", "teacher", "call_key",
+    ]  # fmt: skip
+
+
+def test_faults_on_the_wire_lose_no_row_and_garbage_is_kept_raw(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(200)])
+    faults = "500:0.05,429:0.1,503:0.05,html:0.05,empty:0.05"
+    with teacher_server(tmp_path, "--faults", faults) as teacher:
+        run = tmp_path / "run"
+        done = limbeck("run", job(rows, teachers=[lane(teacher)]), "--out", run)
+        assert done.returncode == 0, done.stderr
+        bill = teacher.bill()
+    said = manifest(run)
+    assert said["rows"]["accepted"] + sum(said["rows"]["rejected"].values()) == 200
+    assert set(said["rows"]["rejected"]) == {"malformed_answer", "unparsable"}
+    assert bill["repeated"] == 0 and bill["calls"] == 200
+    assert said["calls"]["retried"] == bill["refused"] > 0
+    raw = [row["raw"] for row in table(run, "rejected") if row["reason"] == "malformed_answer"]
+    assert raw and all(text == "<html>login</html>" for text in raw)
+
+
+def test_a_budget_stops_before_it_is_overshot_and_a_larger_one_goes_on(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(120)])
+    with teacher_server(tmp_path, "--latency", "0.01") as teacher:
+        paid = {**lane(teacher), "free": False, "price": {"input": 100, "output": 100}}
+        spec = job(rows, teachers=[paid], budget={"usd": 0.5}, sampling={"max_tokens": 64})
+        run = tmp_path / "run"
+        stopped = limbeck("run", spec, "--out", run)
+        assert stopped.returncode == 3, stopped.stderr
+        tokens = teacher.bill()["tokens"]
+        said = manifest(run)
+        assert 0 < (tokens["input"] + tokens["output"]) * 100 / 1e6 <= 0.5
+        assert said["state"] == "exhausted"
+        assert 0 < said["rows"]["accepted"] == len(table(run, "dataset")) < 120
+        more = limbeck("run", spec, "--out", run, "--set", "budget.usd=9")
+        assert more.returncode == 0, more.stderr
+        assert teacher.bill()["repeated"] == 0
+    assert manifest(run)["rows"]["accepted"] == 120
+
+
+@pytest.mark.parametrize(("status", "word"), [(401, "auth"), (404, "misdirected")])
+def test_a_lane_that_refuses_everything_ends_the_run_with_status_4(
+    limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path, status: int, word: str
+) -> None:
+    with teacher_server(tmp_path, "--status", str(status)) as teacher:
+        run = tmp_path / "run"
+        done = limbeck("run", job(questions, teachers=[lane(teacher)]), "--out", run)
+        assert done.returncode == 4, done.stderr
+        assert word in done.stderr and "hint:" in done.stderr
+        assert teacher.bill()["refused"] <= 2 * 16  # no more than was in flight when the first one came back
+    assert manifest(run)["state"] == "failed"
+
+
+def journalled(run: Path) -> int:
+    return sum(path.stat().st_size for path in (run / "journal").glob("*.seg"))
+
+
+def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def half_way(limbeck: Limbeck, spec: Path, run: Path, teacher: RunningTeacher, calls: int) -> "subprocess.Popen[str]":
+    """A run that has had `calls` answers."""
+    process = limbeck.start("run", spec, "--out", run)
+    wait_until(lambda: teacher.bill()["calls"] >= calls, process)
+    return process
+
+
+def test_kill_9_of_the_process_group_costs_only_the_calls_in_flight(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(400)])
+    in_flight = 12
+    with teacher_server(tmp_path, "--latency", "0.1") as teacher:
+        spec = job(rows, teachers=[lane(teacher, limits={"concurrency": in_flight})])
+        run = tmp_path / "run"
+        process = half_way(limbeck, spec, run, teacher, 150)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert manifest(run)["state"] == "running"
+        done = limbeck("run", spec, "--out", run)
+        assert done.returncode == 0, done.stderr
+        bill = teacher.bill()
+    said = manifest(run)
+    assert said["rows"]["accepted"] == 400 == bill["distinct"]
+    assert bill["repeated"] <= in_flight
+    assert said["calls"]["reused"] >= 150 - in_flight
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_run_goes_on(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    import psutil
+
+    rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(300)])
+    with teacher_server(tmp_path, "--latency", "0.1") as teacher:
+        spec = job(rows, teachers=[lane(teacher, limits={"concurrency": 12})])
+        run = tmp_path / "run"
+        process = half_way(limbeck, spec, run, teacher, 60)
+        children = psutil.Process(process.pid).children(recursive=True)
+        workers = [child for child in children if child.name().startswith("ray::Worker")]
+        assert workers
+        workers[0].kill()
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert teacher.bill()["repeated"] <= 12
+    assert manifest(run)["rows"]["accepted"] == 300
+
+
+def test_ctrl_c_finishes_the_calls_in_flight_and_pays_for_none_twice(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(300)])
+    with teacher_server(tmp_path, "--latency", "0.1") as teacher:
+        spec = job(rows, teachers=[lane(teacher, limits={"concurrency": 8})])
+        run = tmp_path / "run"
+        process = half_way(limbeck, spec, run, teacher, 60)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        assert manifest(run)["state"] == "interrupted"
+        assert limbeck("run", spec, "--out", run).returncode == 0
+        assert teacher.bill()["repeated"] == 0
+    assert manifest(run)["rows"]["accepted"] == 300
+
+
+def test_a_key_is_found_nowhere_after_a_run(limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path) -> None:
+    canary = "sk-canary-5f2e"
+    with teacher_server(tmp_path) as teacher:
+        spec = job(questions, teachers=[lane(teacher, api_key="env:TEACHER_KEY")])
+        run = tmp_path / "run"
+        done = limbeck("run", spec, "--out", run, TEACHER_KEY=canary)
+        assert done.returncode == 0, done.stderr
+        assert teacher.bill()["keys"] == [f"Bearer {canary}"]
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert len(files) > 6
+    assert not [path for path in files if canary.encode() in path.read_bytes()]
+    assert canary not in done.stdout + done.stderr
+
+
+def test_a_finished_run_is_left_alone(limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path) -> None:
+    spec, run = job(questions), tmp_path / "run"
+    assert limbeck("run", spec, "--out", run).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    again = limbeck("run", spec, "--out", run)
+    assert again.returncode == 0 and "finished" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}

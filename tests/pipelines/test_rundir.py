@@ -1,0 +1,60 @@
+"""The run directory: whose it is, and whether there is room."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.rundir import RunDirectory
+from schemas.errors import SpecError
+from schemas.job import JobSpec
+
+
+def spec(**changes: Any) -> JobSpec:
+    base = {"name": "n", "pipeline": "cot", "source": {"path": "/rows.jsonl"}, "teachers": [{"provider": "scripted"}]}
+    return JobSpec.model_validate({**base, **changes})
+
+
+def test_a_directory_made_by_another_spec_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    first = RunDirectory(tmp_path / "run")
+    first.open(spec())
+    first.close()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").iterdir()}
+    with pytest.raises(SpecError, match=r"sampling.temperature: was 0.7, is 0.1"):
+        RunDirectory(tmp_path / "run").check(spec(sampling={"temperature": 0.1}))
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").iterdir()}
+    RunDirectory(tmp_path / "run").check(spec(budget={"usd": 9}))
+
+
+def test_a_folder_of_something_else_and_a_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for place in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(SpecError):
+            RunDirectory(place).check(spec())
+
+
+def test_no_free_disk_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "deep" / "run")
+    with pytest.raises(SpecError, match="no free disk"):
+        directory.require_space(1000, free=lambda path: 10 * 2**20)
+    directory.require_space(1000, free=lambda path: 10 * 2**30)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    first = RunDirectory(tmp_path / "run")
+    first.open(spec())
+    with pytest.raises(SpecError, match="in use"):
+        RunDirectory(tmp_path / "run").open(spec())
+    assert first.is_in_use()
+    first.close()
+    assert not first.is_in_use()
+
+
+def test_the_resolved_spec_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-canary")
+    directory = RunDirectory(tmp_path / "run")
+    directory.open(spec(teachers=[{"provider": "openai", "model": "m", "free": True, "api_key": "env:MY_KEY"}]))
+    directory.close()
+    text = directory.spec_file.read_text()
+    assert "env:MY_KEY" in text and "canary" not in text
