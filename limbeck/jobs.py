@@ -32,11 +32,12 @@ def run(
         _check_training(spec.train)
     if this.is_finished and (spec.train is None or (directory.student / "metrics.json").is_file()):
         return this.manifest
+    cluster.check_address(address)
+    with this.stage("ray"):
+        cluster.connect(address)
     directory.open(spec)
+    ready()
     try:
-        with this.stage("ray"):
-            cluster.connect(address)
-        ready()
         this.generate()
         if spec.train is not None:
             _train_stage(this, spec.train)
@@ -74,10 +75,13 @@ def train(
     stopping: Callable[[], bool] = lambda: False, ready: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a student; it and its `metrics.json` are in `out`/student. Returns the metrics."""
+    from training.data import check_data
     from training.loop import fit
     from training.students import check_student
 
     check_student(spec.student)
+    check_data(spec.data)
+    cluster.check_address(address)
     cluster.connect(address)
     ready()
     return fit(spec, Path(out).absolute(), watch, stopping)

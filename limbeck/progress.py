@@ -63,6 +63,8 @@ class Progress:
             print(f"[{now - self._stage_at:6.1f} s] {manifest.stage}: {pairs}", file=sys.stderr, flush=True)
 
     def _facts(self, manifest: Manifest, now: float) -> list[tuple[str, str]]:
+        if manifest.stage == "ray":
+            return [("cluster", "connecting")]
         if manifest.stage == "train":
             return [("student", student_line(self._work))]
         calls, spend = manifest.calls, manifest.spend

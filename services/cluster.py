@@ -1,6 +1,7 @@
 """Start a Ray of one's own, or connect to one."""
 
 import os
+import socket
 from pathlib import Path
 
 from schemas.errors import SpecError
@@ -36,6 +37,20 @@ def connect(address: str | None) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise SpecError(f"no Ray cluster answers at {address}: {first}", "ray status --address ... shows one") from None
+
+
+def check_address(address: str | None) -> None:
+    """`SpecError` where nothing listens at host:port: Ray itself keeps trying such an address for minutes."""
+    if address is None:
+        return
+    host, colon, port = address.rpartition("://")[2].partition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        hint = "ray start --head prints the address of a cluster; without --address a local one is started"
+        raise SpecError(f"no Ray cluster answers at {address}: {error}", hint) from None
 
 
 def _keep_token_private() -> None:

@@ -31,11 +31,11 @@ def jsonl(tmp_path: Path) -> Callable[..., Path]:
 def job(tmp_path: Path) -> Callable[..., Path]:
     """Write a job spec: a cot run on a scripted teacher, with the given sections in place of these."""
 
-    def write(source: Path | str, name: str = "job.yaml", **sections: Any) -> Path:
+    def write(rows: Path | str, /, name: str = "job.yaml", **sections: Any) -> Path:
         spec = {
             "name": "test",
             "pipeline": "cot",
-            "source": {"path": str(source)},
+            "source": {"path": str(rows)},
             "teachers": [{"provider": "scripted"}],
             **sections,
         }

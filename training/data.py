@@ -56,18 +56,53 @@ def _files(data: TrainingData) -> tuple[str, list[str]]:
     return kind, [str(p) for p in found]
 
 
-def load_pairs(data: TrainingData) -> list[Pair]:
-    """All pairs of a dataset. `SpecError` for a missing file, an absent field, or no rows."""
+def check_data(data: TrainingData | None) -> None:
+    """`SpecError` for what one row can tell: no data, a missing file, an absent field. Cheap on any size."""
+    if data is None:
+        raise SpecError("data is required", "data: {path: pairs.jsonl} or data: {run: RUN}")
+    rows = _open(data, streaming=True)
+    try:
+        first = next(iter(rows), None)
+    except (ValueError, OSError) as error:
+        raise _unreadable(data, error) from None
+    if first is None:
+        raise SpecError("data: empty", "a student needs at least two rows")
+    _check_columns(list(first), data)
+
+
+def _open(data: TrainingData, streaming: bool) -> Any:
     import datasets
 
     kind, files = _files(data)
     datasets.disable_progress_bars()
+    # keep_in_memory: a file that changes between two trainings must not come from a cache.
+    options = {"streaming": True} if streaming else {"keep_in_memory": True}
     try:
-        # keep_in_memory: a file that changes between two trainings must not come from a cache.
-        rows = datasets.load_dataset(kind, data_files=files, split="train", keep_in_memory=True)
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-        cause = error.__cause__ or error
-        raise SpecError(f"data: {files[0]}: {str(cause).splitlines()[0][:200]}", "is the file whole?") from None
+        return datasets.load_dataset(kind, data_files=files, split="train", **options)
+    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+        raise _unreadable(data, error) from None
+    except StopIteration:  # what the JSON loader of `datasets` says of an empty file
+        raise SpecError(f"data: {files[0]}: empty", "a student needs at least two rows") from None
+
+
+def _unreadable(data: TrainingData, error: BaseException) -> SpecError:
+    line = str(error.__cause__ or error).strip().splitlines()
+    return SpecError(f"data: {data.path or data.run}: {line[0][:200] if line else 'unreadable'}", "is the file whole?")
+
+
+def _check_columns(columns: Sequence[str], data: TrainingData) -> None:
+    if data.run is not None and not data.fields:
+        return
+    for ours in ("prompt", "response"):
+        name = data.fields.get(ours, ours)  # type: ignore[call-overload]
+        if name not in columns:
+            raise SpecError(f"data: absent field {name!r} (it has: {', '.join(columns)})", "map it in data.fields")
+
+
+def load_pairs(data: TrainingData) -> list[Pair]:
+    """All pairs of a dataset. `SpecError` for a missing file, an absent field, or no rows."""
+    rows = _open(data, streaming=False)
+    _check_columns(rows.column_names, data)
     pairs = list(_pairs(rows, data))
     if len(pairs) < 2:
         raise SpecError(f"data: {len(pairs)} usable rows", "a student needs at least one to learn and one held out")
@@ -75,7 +110,6 @@ def load_pairs(data: TrainingData) -> list[Pair]:
 
 
 def _pairs(rows: Any, data: TrainingData) -> Iterator[Pair]:
-    columns = rows.column_names
     prompt, response = data.fields.get("prompt", "prompt"), data.fields.get("response", "response")
     if data.run is not None and not data.fields:
         separator = "" if data.template else "\n\n"
@@ -83,9 +117,6 @@ def _pairs(rows: Any, data: TrainingData) -> Iterator[Pair]:
             asked, answered = (turn["content"] for turn in conversation(row))
             yield Pair(asked + separator, answered)
         return
-    for name in (prompt, response):
-        if name not in columns:
-            raise SpecError(f"data: absent field {name!r} (it has: {', '.join(columns)})", "map it in data.fields")
     for number, row in enumerate(rows):
         if not isinstance(row[prompt], str) or not isinstance(row[response], str):
             raise SpecError(f"data: row {number + 1}: {prompt!r} and {response!r} must be text", "mend the row")

@@ -42,8 +42,8 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
 class Report(transformers.TrainerCallback):  # type: ignore[misc]
     """Keep the loss curve; write progress for the driver; stop where it asks."""
 
-    def __init__(self, work: Path, tokens: int) -> None:
-        self._work, self._tokens, self._started = work, tokens, time.monotonic()
+    def __init__(self, work: Path, tokens: int, writes: bool) -> None:
+        self._work, self._tokens, self._writes, self._started = work, tokens, writes, time.monotonic()
         self.losses: list[tuple[int, float]] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -52,6 +52,8 @@ class Report(transformers.TrainerCallback):  # type: ignore[misc]
         if not math.isfinite(logs["loss"]):
             raise LimbeckError(f"the loss is {logs['loss']} at step {state.global_step}", "lower learning_rate")
         self.losses.append((state.global_step, float(logs["loss"])))
+        if not self._writes:
+            return
         seconds = time.monotonic() - self._started
         done = state.global_step / max(1, state.max_steps)
         line = {
@@ -112,7 +114,7 @@ class Session:
         tokens = sum(len(row.input_ids) + (len(row.labels) if student.seq2seq else 0) for row in rows)
         packed = spec.packing and not student.seq2seq
         features = pack(rows, spec.max_length) if packed else rows
-        report = Report(self.work, int(tokens * spec.epochs))
+        report = Report(self.work, int(tokens * spec.epochs), writes=self.rank == 0)
         steps = math.ceil(len(features) / (spec.batch_size * spec.workers)) * spec.epochs
         arguments = transformers.TrainingArguments(
             output_dir=str(self.work / "trainer"), per_device_train_batch_size=spec.batch_size,
