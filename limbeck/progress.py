@@ -28,6 +28,8 @@ def student_line(work: Path) -> str:
     except (FileNotFoundError, ValueError):
         return "loading, measuring"
     speed = f"{now['tokens_per_second']:,.0f} tokens/s"
+    if now["step"] >= now["steps"]:
+        return f"trained {now['steps']} steps at {speed}; measuring, saving"
     return f"step {now['step']}/{now['steps']}, loss {now['loss']:.3f}, {speed}"
 
 

@@ -32,7 +32,9 @@ def histogram(values: list[int]) -> list[Bar]:
     for value in values:
         counts[value // width] += 1
     top = max(counts)
-    return [Bar(f"{i * width}-{(i + 1) * width - 1}", n, n / top) for i, n in enumerate(counts)]
+    starts = range(0, len(counts) * width, width)
+    labels = [str(start) if width == 1 else f"{start}-{start + width - 1}" for start in starts]
+    return [Bar(label, n, n / top) for label, n in zip(labels, counts, strict=True)]
 
 
 def funnel(manifest: Manifest) -> list[Bar]:

@@ -1,8 +1,8 @@
 """An OpenAI-compatible server on loopback, in a process of its own, with faults on demand and a bill.
 
-    python tests/teacher_server.py PORT_FILE [--latency S] [--faults 500:0.1,reset:0.05] [--model-status 401]
+    python tests/teacher_server.py PORT_FILE [--latency S] [--faults 500:0.1,reset:0.05] [--status 401]
 
-`GET /bill` counts what it answered: calls, distinct contents, repeated contents, tokens.
+`GET /bill` counts what it answered: calls, distinct contents, repeated contents, tokens, and when it was first called.
 """
 
 import argparse
@@ -34,6 +34,7 @@ class TeacherServer:
         self.tokens = {"input": 0, "output": 0}
         self.in_flight = self.peak = self.refused = 0
         self.keys: set[str] = set()
+        self.first_at = 0.0
 
     def draw(self) -> str | None:
         drawn = self.rng.random()
@@ -54,6 +55,7 @@ class TeacherServer:
         return f"Thinking about {number} carefully helps here. So the answer is (a) {number}."
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
+        self.first_at = self.first_at or time.time()
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         try:
@@ -99,6 +101,7 @@ class TeacherServer:
                 "peak": self.peak,
                 "tokens": self.tokens,
                 "keys": sorted(self.keys),
+                "first_at": self.first_at,
             }
         )
 

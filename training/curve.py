@@ -17,8 +17,9 @@ def draw_curve(losses: Sequence[tuple[int, float]], metrics: dict[str, Any], pla
     last = losses[-1][0] if losses else 1
     ends = [metrics["loss_before"], metrics["loss_after"]]
     axes.plot([0, last], ends, "o", color="#b5533c", markersize=6, label="held out", clip_on=False, zorder=3)
-    for step, value, side in ((0, ends[0], "left"), (last, ends[1], "right")):
-        axes.annotate(f"{value:.2f}", (step, value), xytext=(0, 7), textcoords="offset points", ha=side)
+    axes.annotate(f"{ends[0]:.2f}", (0, ends[0]), xytext=(-7, -4), textcoords="offset points", ha="right")
+    axes.annotate(f"{ends[1]:.2f}", (last, ends[1]), xytext=(0, 7), textcoords="offset points", ha="right")
+    axes.set_xlim(left=-0.12 * last)  # room for the first label beside its point
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
     axes.set_ylim(bottom=0)

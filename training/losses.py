@@ -7,11 +7,8 @@ from torch.nn.functional import cross_entropy
 
 from training.data import IGNORED
 
-SCALED_HEADS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-)  # heads that do more than a product
+# Settings of heads that do more than a product.
+SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 class TokenLosses(torch.nn.Module):

@@ -20,11 +20,7 @@ from services.teachers import embedded
 
 POLL_S = 0.25
 REPLACEMENTS = 5  # deaths of workers in one lane before the run gives up
-LIGHT = {
-    "num_cpus": 0,
-    "max_restarts": 0,
-    "max_task_retries": 0,
-}  # API-bound: asks for no cores, repeats nothing
+LIGHT = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}  # API-bound: asks for no cores, repeats nothing
 
 
 @dataclass(slots=True)
@@ -119,6 +115,19 @@ class Fleet:
         """
         import ray
 
+        try:
+            return self._run(plan, watch, stopping)
+        except ray.exceptions.RayError as error:  # the feed, the governor or Ray itself is gone
+            if stopping():
+                raise Interrupted("interrupted", "run the same command again to go on") from None
+            raise LimbeckError(
+                f"Ray lost an actor that the run needs ({type(error).__name__})",
+                "run the same command again: what was paid for is kept",
+            ) from None
+
+    def _run(self, plan: Plan, watch: Callable[[Progress], None], stopping: Callable[[], bool]) -> Progress:
+        import ray
+
         ray.get(self._feed.load.remote(plan))
         for lane in self._lanes:
             lane.closed = ""
@@ -143,8 +152,10 @@ class Fleet:
             if ray.get(self._feed.finished.remote()):
                 break
             # A lane that closed late gave calls back after the other lanes had run dry: they take them over.
-            if not self._workers or {"stopped", "exhausted"} & {end.reason for end in ends}:
-                raise self._unfinished(ends)
+            # `stopped` stands beside the ends: a stop before a plan's first unit ends its workers as done.
+            reasons = {end.reason for end in ends} | ({"stopped"} if stopped else set())
+            if not self._workers or {"stopped", "exhausted"} & reasons:
+                raise self._unfinished(reasons)
         progress: Progress = ray.get(self._feed.progress.remote())
         watch(progress)
         return progress
@@ -181,15 +192,15 @@ class Fleet:
         lane.deaths += 1
         if lane.deaths > REPLACEMENTS:
             raise LimbeckError(
-                f"{lane.deaths} workers of {lane.teacher.name} died", "limbeck doctor; Ray's logs say why"
+                f"{lane.deaths} workers of {lane.teacher.name} died; what was paid for is kept",
+                "Ray's logs say why (the session folder's logs/, most often memory); then run again",
             )
         before = self._born
         self._hire(lane)
         return f"{self.tag}-{before:04d}"
 
-    def _unfinished(self, ends: list[End]) -> LimbeckError:
+    def _unfinished(self, reasons: set[str]) -> LimbeckError:
         """The error for a plan that has calls left."""
-        reasons = {end.reason for end in ends}
         if "stopped" in reasons:
             return Interrupted("interrupted", "run the same command again to go on")
         if "exhausted" in reasons:
@@ -233,7 +244,7 @@ def _get(ref: Any) -> Any:
             raise cause from None
         raise LimbeckError(
             f"the embedded teacher did not start: {str(error).strip().splitlines()[-1][:200]}",
-            "limbeck doctor",
+            "check free memory (the weights and 1 GiB), then run again",
         ) from None
 
 

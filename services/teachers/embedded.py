@@ -27,6 +27,7 @@ class LlamaServer:
 
         params = xllamacpp.CommonParams()
         params.model.path = weights
+        params.model_alias = {Path(weights).stem}  # every answer names the model; without this, by its path
         params.hostnames = ["127.0.0.1"]
         params.port = 0
         params.n_parallel = SLOTS

@@ -1,10 +1,6 @@
 """Whole runs of the command against a real server on loopback."""
 
 import json
-import os
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,83 +164,6 @@ def test_a_lane_that_refuses_everything_ends_the_run_with_status_4(
         assert word in done.stderr and "hint:" in done.stderr
         assert teacher.bill()["refused"] <= 2 * 16  # no more than was in flight when the first one came back
     assert manifest(run)["state"] == "failed"
-
-
-def journalled(run: Path) -> int:
-    return sum(path.stat().st_size for path in (run / "journal").glob("*.seg"))
-
-
-def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def half_way(limbeck: Limbeck, spec: Path, run: Path, teacher: RunningTeacher, calls: int) -> "subprocess.Popen[str]":
-    """A run that has had `calls` answers."""
-    process = limbeck.start("run", spec, "--out", run)
-    wait_until(lambda: teacher.bill()["calls"] >= calls, process)
-    return process
-
-
-def test_kill_9_of_the_process_group_costs_only_the_calls_in_flight(
-    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
-) -> None:
-    rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(400)])
-    in_flight = 12
-    with teacher_server(tmp_path, "--latency", "0.1") as teacher:
-        spec = job(rows, teachers=[lane(teacher, limits={"concurrency": in_flight})])
-        run = tmp_path / "run"
-        process = half_way(limbeck, spec, run, teacher, 150)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert manifest(run)["state"] == "running"
-        done = limbeck("run", spec, "--out", run)
-        assert done.returncode == 0, done.stderr
-        bill = teacher.bill()
-    said = manifest(run)
-    assert said["rows"]["accepted"] == 400 == bill["distinct"]
-    assert bill["repeated"] <= in_flight
-    assert said["calls"]["reused"] >= 150 - in_flight
-
-
-def test_a_worker_that_is_killed_is_replaced_and_the_run_goes_on(
-    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
-) -> None:
-    import psutil
-
-    rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(300)])
-    with teacher_server(tmp_path, "--latency", "0.1") as teacher:
-        spec = job(rows, teachers=[lane(teacher, limits={"concurrency": 12})])
-        run = tmp_path / "run"
-        process = half_way(limbeck, spec, run, teacher, 60)
-        children = psutil.Process(process.pid).children(recursive=True)
-        workers = [child for child in children if child.name().startswith("ray::Worker")]
-        assert workers
-        workers[0].kill()
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        assert teacher.bill()["repeated"] <= 12
-    assert manifest(run)["rows"]["accepted"] == 300
-
-
-def test_ctrl_c_finishes_the_calls_in_flight_and_pays_for_none_twice(
-    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
-) -> None:
-    rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(300)])
-    with teacher_server(tmp_path, "--latency", "0.1") as teacher:
-        spec = job(rows, teachers=[lane(teacher, limits={"concurrency": 8})])
-        run = tmp_path / "run"
-        process = half_way(limbeck, spec, run, teacher, 60)
-        os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130, errors
-        assert manifest(run)["state"] == "interrupted"
-        assert limbeck("run", spec, "--out", run).returncode == 0
-        assert teacher.bill()["repeated"] == 0
-    assert manifest(run)["rows"]["accepted"] == 300
 
 
 def test_a_key_is_found_nowhere_after_a_run(limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path) -> None:
