@@ -43,7 +43,7 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/memory.py --demo
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -36,7 +36,10 @@ def connect(address: str | None) -> None:
         ray.init(address=address, logging_level="error", log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise SpecError(f"no Ray cluster answers at {address}: {first}", "ray status --address ... shows one") from None
+        raise SpecError(
+            f"no Ray cluster answers at {address}: {first}",
+            "where the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE",
+        ) from None
 
 
 def check_address(address: str | None) -> None:

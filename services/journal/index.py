@@ -16,6 +16,7 @@ from services.journal.frame import HEAD, Frame, Kind, decode_payload, scan
 MARK = 16  # bytes of a key that are compared; a false match among 10 million has a chance below 1e-24
 ENTRY = np.dtype([("key", f"S{MARK}"), ("segment", "<u4"), ("offset", "<u8")])
 Table = NDArray[Any]
+RELEASE_BYTES = 32 * 2**20  # of a segment that was read; its pages would count as memory of this process
 
 
 @dataclass(slots=True)
@@ -41,9 +42,13 @@ def frames(path: Path) -> Iterator[tuple[int, Kind, memoryview]]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         view = memoryview(mapped)
         try:
+            released = 0
             for offset, kind, payload in scan(view, mapped):
                 yield offset, Kind(kind), payload
                 payload.release()
+                if offset - released > RELEASE_BYTES:
+                    released = offset - offset % mmap.PAGESIZE
+                    mapped.madvise(mmap.MADV_DONTNEED, 0, released)
         finally:
             view.release()
 
@@ -124,6 +129,7 @@ class JournalIndex:
     @staticmethod
     def _sorted(parts: list[Table]) -> Table:
         whole = np.concatenate(parts) if parts else np.zeros(0, ENTRY)
+        parts.clear()
         return whole[np.argsort(whole["key"], kind="stable")]
 
     def __contains__(self, key: bytes) -> bool:

@@ -6,13 +6,13 @@ from pathlib import Path
 from schemas.errors import SpecError
 from schemas.lane import Teacher
 
-PLACEHOLDER = "none"  # the SDK insists on a key; servers of one's own ignore it
+NO_KEY = "none"  # the SDK insists on a key; servers of one's own ignore it
 
 
 def resolve_key(reference: str | None) -> str:
     """The key that `env:NAME` or `file:PATH` points to. The error names the reference, never a value."""
     if reference is None:
-        return PLACEHOLDER
+        return NO_KEY
     kind, _, where = reference.partition(":")
     if kind == "env":
         value = os.environ.get(where, "")

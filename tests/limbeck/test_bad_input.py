@@ -66,10 +66,12 @@ def test_no_call_reaches_the_teacher_where_the_last_row_is_bad(
         assert teacher.bill()["calls"] == 0
 
 
-def test_an_override_that_makes_no_sense(limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path) -> None:
-    spec = job(questions)
-    for setting in ("budget", "teachers.7.model=x", "sampling.n=3", "name.deeper=1"):
-        refused(limbeck, "run", spec, "--out", tmp_path / "run", "--set", setting)
+@pytest.mark.parametrize("setting", ["budget", "teachers.7.model=x", "sampling.n=3", "name.deeper=1"])
+def test_an_override_that_makes_no_sense_is_named(
+    limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path, setting: str
+) -> None:
+    line = refused(limbeck, "run", job(questions), "--out", tmp_path / "run", "--set", setting)
+    assert setting.partition("=")[0] in line
 
 
 def test_status_of_something_that_is_no_run(limbeck: Limbeck, tmp_path: Path) -> None:

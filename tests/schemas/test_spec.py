@@ -100,7 +100,8 @@ def test_an_address_that_would_leak_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "http://localhost:1/v1", "http://[::1]:2/v1"])
 def test_plain_http_is_allowed_on_loopback(url: str) -> None:
-    JobSpec.model_validate({**WHOLE, "teachers": [{"provider": "openai", "model": "m", "free": True, "base_url": url}]})
+    lane = {"provider": "openai", "model": "m", "free": True, "base_url": url}
+    assert JobSpec.model_validate({**WHOLE, "teachers": [lane]}).teachers[0].base_url == url
 
 
 def test_limits_and_budget_may_change_between_two_starts_and_the_prompt_may_not() -> None:
