@@ -34,7 +34,7 @@ def timed(command: list[str]) -> float:
 def first_call(folder: Path, number: int) -> tuple[float, float]:
     """Seconds from the command to its first request on the wire, and those of them that Ray took."""
     spec, out = folder / "job.yaml", folder / f"run-{number}"
-    with teacher_server(folder) as teacher:
+    with teacher_server() as teacher:
         spec.write_text(yaml.safe_dump(job(folder, teacher)))
         started = time.time()
         subprocess.run([*LIMBECK, "run", str(spec), "--out", str(out)], check=True, capture_output=True, cwd=ROOT)

@@ -197,6 +197,50 @@ def status(
     guarded(work, debug)
 
 
+@app.command("fake-teacher")
+def fake_teacher(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one and prints it.")] = 0,
+    rpm: Annotated[float | None, typer.Option(help="Requests a minute.")] = None,
+    tpm: Annotated[float | None, typer.Option(help="Tokens a minute, input and output.")] = None,
+    input_tpm: Annotated[float | None, typer.Option(help="Input tokens a minute.")] = None,
+    output_tpm: Annotated[float | None, typer.Option(help="Output tokens a minute.")] = None,
+    burst: Annotated[float, typer.Option(help="Seconds' worth that a limit holds.")] = 1.0,
+    charge: Annotated[str, typer.Option(help="What tokens count: provider (as documented) or actual.")] = "provider",
+    concurrency: Annotated[int | None, typer.Option(help="Calls in flight; more are refused.")] = None,
+    latency: Annotated[float, typer.Option(help="Median seconds of an answer.")] = 0.0,
+    spread: Annotated[float, typer.Option(help="Sigma of the log-normal latency; 0: constant.")] = 0.0,
+    words: Annotated[str, typer.Option(help="Words of an answer, LOW:HIGH.")] = "8:16",
+    faults: Annotated[str, typer.Option(help="Shares of calls that go wrong, as in 500:0.05,hang:0.01.")] = "",
+    hang: Annotated[float, typer.Option(help="Seconds after which a hanging call is cut.")] = 600.0,
+    status: Annotated[int, typer.Option(help="Answer every call with this HTTP status.")] = 0,
+    price: Annotated[str, typer.Option(help="USD per million tokens, INPUT:OUTPUT, for the bill.")] = "0:0",
+    headers: Annotated[bool, typer.Option(help="Send rate-limit headers.")] = True,
+    seed: Annotated[int, typer.Option(help="Of faults and latencies.")] = 0,
+    stop_after: Annotated[float | None, typer.Option(help="Seconds to serve; default: until it is stopped.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Serve a stand-in teacher on loopback, to rehearse a job for nothing: limits, faults and a bill of its own.
+
+    Chat Completions, Responses and Messages on one port. Put base_url: http://127.0.0.1:PORT/v1 (openai) or
+    http://127.0.0.1:PORT (anthropic) into a spec. GET /bill tells what it would have charged, and how often it was
+    asked for the same thing twice.
+
+    Faults: 429, 500, 503, 529, 400, slow_down, quota (refused); reset, truncated, hang (answered, charged, lost on
+    the wire); html, malformed, refusal, blank (answered with something else).
+    """
+
+    def work() -> None:
+        from limbeck import rehearsal
+
+        rehearsal.serve_fake_teacher(
+            port, stop_after, rpm=rpm, tpm=tpm, input_tpm=input_tpm, output_tpm=output_tpm, burst_s=burst,
+            charge=charge, concurrency=concurrency, latency_s=latency, spread=spread, words=words, faults=faults,
+            hang_s=hang, status=status, price=price, headers=headers, seed=seed,
+        )  # fmt: skip
+
+    guarded(work, debug)
+
+
 @app.command()
 def schema(
     training: Annotated[bool, typer.Option("--training", help="The training spec instead of the job spec.")] = False,

@@ -57,7 +57,7 @@ def override(spec: dict[str, Any], setting: str) -> None:
 
 def _step(here: Any, key: str, setting: str) -> Any:
     if isinstance(here, list):
-        if not key.isdigit() or int(key) >= len(here):
+        if not key.isdecimal() or int(key) >= len(here):
             raise SpecError(f"--set {setting}: {key!r} is not a place in a list of {len(here)}", "")
         return here[int(key)]
     if here.get(key) is None:

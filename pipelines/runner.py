@@ -29,15 +29,16 @@ from pipelines.report import keep_for_report, write_report
 from pipelines.rundir import RunDirectory, installed_versions, move_folder, replace_text
 from pipelines.source import Scan, scan
 from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError
-from schemas.job import Instruct, JobSpec
+from schemas.job import Budget, Instruct, JobSpec
 from schemas.manifest import Manifest, Spend, State
-from schemas.money import MICRO, micro_usd
+from schemas.money import NANO, nano_usd
 from schemas.record import Rejection
 from schemas.weights import gguf_weights
 from services.fanout.fleet import Fleet, tag_for
 from services.fanout.units import Plan, Progress
 from services.journal.index import JournalIndex, Totals
 from services.journal.writer import wait_for_writers
+from services.ledger.books import Caps
 from services.teachers import embedded
 from services.teachers.adapter import decode
 from services.teachers.credentials import lane_key
@@ -140,9 +141,8 @@ class Run:
             self.manifest.seconds[name] = round(time.monotonic() - started, 3)
 
     def _fan_out(self) -> RowPlan:
-        budget = micro_usd(self.spec.budget.usd) if self.spec.budget else None
         fleet = Fleet(
-            list(self.spec.teachers), self.directory.journal, budget, self._base,
+            list(self.spec.teachers), self.directory.journal, caps_of(self.spec.budget), self._base,
             self.workers, tag_for(self.directory.journal),
         )  # fmt: skip
         with fleet:
@@ -181,7 +181,7 @@ class Run:
         calls.reused = done.reused + now.reused
         calls.failed = done.failed + now.failed
         self.manifest.spend = Spend(
-            usd=(base.cost + done.cost + now.cost) / MICRO,
+            usd=(base.nano_usd + done.nano_usd + now.nano_usd) / NANO,
             input_tokens=base.input_tokens + done.input_tokens + now.input_tokens,
             output_tokens=base.output_tokens + done.output_tokens + now.output_tokens,
         )
@@ -288,7 +288,7 @@ class Run:
         self.manifest.calls.answered = totals.answered
         self.manifest.calls.sent = max(self.manifest.calls.sent, totals.answered)
         self.manifest.spend = Spend(
-            usd=totals.cost / MICRO, input_tokens=totals.input_tokens, output_tokens=totals.output_tokens
+            usd=totals.nano_usd / NANO, input_tokens=totals.input_tokens, output_tokens=totals.output_tokens
         )
 
     def _instruction_rejections(self, plan: RowPlan, answers: Answers, rejected: Rejections) -> int:
@@ -330,6 +330,13 @@ class Run:
         """All stages are through."""
         self.manifest.state, self.manifest.stage = "finished", ""
         self.describe()
+
+
+def caps_of(budget: Budget | None) -> Caps:
+    """The spec's budget as the ledger counts it."""
+    if budget is None:
+        return Caps()
+    return Caps(None if budget.usd is None else nano_usd(budget.usd), budget.tokens, budget.calls)
 
 
 def shown_rejections(path: Path) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ class Message:
 class Sampling:
     """Decoding settings that are sent with a call."""
 
-    temperature: float = 0.7
+    temperature: float | None = 0.7
     max_tokens: int = 256
     seed: int = 0
 
@@ -36,16 +36,19 @@ class Call:
     messages: tuple[Message, ...]
     sampling: Sampling
     sample: int = 0
+    schema: str | None = None  # JSON schema that the answer shall fit, as canonical JSON text
 
     def content(self) -> bytes:
         """SHA-256 (32 bytes) of everything but the model that decides the answer."""
-        body = [
+        body: list[Any] = [
             [[m.role, m.content] for m in self.messages],
             self.sampling.temperature,
             self.sampling.max_tokens,
             self.sampling.seed,
             self.sample,
         ]
+        if self.schema is not None:
+            body.append(self.schema)
         return hashlib.sha256(json.dumps(body, ensure_ascii=True, separators=(",", ":")).encode()).digest()
 
 
@@ -55,14 +58,19 @@ def call_key(model: str, content: bytes) -> bytes:
 
 
 class VerdictKind(str, Enum):
-    """What to do about one attempt. Values are stored in the journal and are reason codes of rejections."""
+    """What came of one attempt, and so what to do. Values are stored in the journal and are reason codes."""
 
     ANSWERED = "answered"
-    RATE_LIMITED = "rate_limited"
+    RATE_LIMITED = "rate_limited"  # over a limit of the account: slower, and again
+    RAMP_LIMITED = "ramp_limited"  # under the limits, but traffic rose too fast: hold the rate, and again
+    OVERLOADED = "overloaded"  # the teacher's trouble, not the account's: again, no slower
     TRANSIENT = "transient"
-    IN_DOUBT = "in_doubt"
-    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"  # no answer within timeout_s; it may have been produced and paid for
+    IN_DOUBT = "in_doubt"  # the connection broke after the request left; likewise
+    UNREACHABLE = "unreachable"  # the request never left
     BAD_REQUEST = "bad_request"
+    TOO_LARGE = "too_large"  # beyond what the lane takes in one request
+    REFUSED = "refused"  # by the provider's policy, before an answer
     AUTH = "auth"
     OUT_OF_MONEY = "out_of_money"
     MISDIRECTED = "misdirected"  # no such path or model there, or a redirect, which is not followed
@@ -70,17 +78,31 @@ class VerdictKind(str, Enum):
     @property
     def closes_lane(self) -> bool:
         """Whether no other call of this lane can succeed either."""
-        return self in (VerdictKind.AUTH, VerdictKind.OUT_OF_MONEY, VerdictKind.MISDIRECTED)
+        return self in CLOSING
 
     @property
     def retried(self) -> bool:
         """Whether the same call may be sent again."""
-        return self in (
-            VerdictKind.RATE_LIMITED,
-            VerdictKind.TRANSIENT,
-            VerdictKind.IN_DOUBT,
-            VerdictKind.UNREACHABLE,
-        )
+        return self in RETRIED
+
+    @property
+    def may_be_paid(self) -> bool:
+        """Whether an attempt without an answer may be on the bill all the same."""
+        return self in (VerdictKind.TIMEOUT, VerdictKind.IN_DOUBT)
+
+
+CLOSING = frozenset({VerdictKind.AUTH, VerdictKind.OUT_OF_MONEY, VerdictKind.MISDIRECTED})
+RETRIED = frozenset(
+    {
+        VerdictKind.RATE_LIMITED,
+        VerdictKind.RAMP_LIMITED,
+        VerdictKind.OVERLOADED,
+        VerdictKind.TRANSIENT,
+        VerdictKind.TIMEOUT,
+        VerdictKind.IN_DOUBT,
+        VerdictKind.UNREACHABLE,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +115,15 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class RateHint:
+    """What a server's headers say of its limits, by `requests`, `tokens`, `input`, `output`: a minute's worth, and
+    what was left of it. Untrusted: it may slow a lane down, never speed it up."""
+
+    limits: Mapping[str, float]
+    remaining: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """What a lane gave back for one attempt: raw bytes first, then what was read from them."""
 
@@ -100,6 +131,7 @@ class Reply:
     status: int = 0
     body: bytes = b""
     usage: Usage | None = None
+    hint: RateHint | None = None
 
 
 @dataclass(frozen=True, slots=True)

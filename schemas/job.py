@@ -26,7 +26,7 @@ class Source(Strict):
 
 
 class SamplingSpec(Strict):
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(0.7, description="null: not sent")
     max_tokens: Annotated[int, Field(ge=1)] = 256
     n: Literal[1] = Field(1, description="answers a row")
     seed: int = 0
@@ -52,6 +52,9 @@ class Validation(Strict):
 
     keep_unparsable: bool = Field(False, description="cot: keep a row without a label, with a blank one")
     finished: bool = Field(False, description="reject an answer that was cut off at max_tokens")
+    json_schema: dict[str, Any] | None = Field(
+        None, description="instruct: asked for as structured output, and what the response must satisfy"
+    )
 
 
 class Near(Strict):
@@ -97,7 +100,11 @@ class Instruct(Strict):
 
 
 class Budget(Strict):
-    usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(description="a hard cap; 0: nothing is spent")
+    """Hard caps for the whole run, reserved before a call is sent."""
+
+    usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(None, description="0: nothing is spent")
+    tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="input and output together")
+    calls: Annotated[int, Field(ge=0)] | None = Field(None, description="attempts that leave")
 
 
 class Publish(Strict):

@@ -1,12 +1,14 @@
 """Teachers as a job spec names them: one (provider, account, model) with its limits and price."""
 
 import re
+from functools import cached_property
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from schemas.money import Price
+from schemas.prices import listed_price
 
 LOOPBACK = ("localhost", "::1")
 
@@ -18,7 +20,8 @@ class Strict(BaseModel):
 
 
 class Limits(Strict):
-    """Limits of the account. A number is used from the first second, with one second's worth as a burst."""
+    """Limits of the account. A number is used from the first second, with at most a second's worth as a burst; null is
+    learned from the server's headers, and without those the calls in flight adapt to what it takes."""
 
     rpm: Annotated[int, Field(gt=0)] | None = Field(None, description="requests a minute")
     tpm: Annotated[int, Field(gt=0)] | None = Field(None, description="tokens a minute, input and output")
@@ -29,9 +32,10 @@ class Limits(Strict):
     )
 
     @property
-    def metered(self) -> bool:
-        """Whether a rate has to be kept."""
-        return any(v is not None for v in (self.rpm, self.tpm, self.input_tpm, self.output_tpm))
+    def rates(self) -> dict[str, float]:
+        """Limits a minute that are known, by `requests`, `tokens`, `input`, `output`."""
+        all_ = {"requests": self.rpm, "tokens": self.tpm, "input": self.input_tpm, "output": self.output_tpm}
+        return {name: float(value) for name, value in all_.items() if value is not None}
 
 
 class PriceSpec(Strict):
@@ -59,8 +63,10 @@ class Teacher(Strict):
 
     provider: Literal["openai", "anthropic", "embedded", "recorded", "scripted"]
     model: str = Field("", description="the model's name; for `embedded` smollm2-135m or the path of a .gguf file")
-    api: Literal["chat", "responses"] = "chat"
-    base_url: str | None = Field(None, description="any OpenAI-compatible server, ending in /v1; null: OpenAI")
+    api: Literal["chat", "responses"] = Field("chat", description="openai only")
+    base_url: str | None = Field(
+        None, description="any compatible server, ending in /v1 for openai, not for anthropic; null: the provider's own"
+    )
     api_key: str | None = Field(None, description="env:NAME or file:PATH, never the key itself")
     limits: Limits = Limits()
     price: PriceSpec | None = None
@@ -83,15 +89,17 @@ class Teacher(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> "Teacher":
-        if self.provider in ("anthropic", "recorded"):
-            raise ValueError(f"provider {self.provider!r} is not built yet; openai, embedded and scripted are")
-        if self.api != "chat":
-            raise ValueError(f"api {self.api!r} is not built yet; chat is")
+        if self.provider == "recorded":
+            raise ValueError("provider 'recorded' is not built yet; openai, anthropic, embedded and scripted are")
+        if self.api != "chat" and self.provider != "openai":
+            raise ValueError(f"api {self.api!r} goes with provider openai")
         if self.lane != "online":
             raise ValueError(f"lane {self.lane!r} is not built yet; online is")
-        if self.provider in ("openai", "embedded") and not self.model:
+        if self.provider in ("openai", "anthropic", "embedded") and not self.model:
             raise ValueError("model is required")
-        if self.provider == "openai" and self.price is None and not self.free:
+        if self.provider == "anthropic" and self.base_url is not None and self.base_url.endswith("/v1"):
+            raise ValueError("base_url of an anthropic lane does not end in /v1; the package adds it")
+        if self.provider in ("openai", "anthropic") and self._price is None and not self.free:
             raise ValueError(
                 f"price of {self.model!r} is unknown; give price: {{input: USD, output: USD}} per million tokens, "
                 "or free: true for a teacher of one's own"
@@ -104,8 +112,18 @@ class Teacher(Strict):
         return f"{self.provider}/{self.model}" if self.model else self.provider
 
     @property
+    def _price(self) -> Price | None:
+        """The spec's price, else the table's where the lane is the provider itself."""
+        if self.price is not None:
+            return Price(self.price.input, self.price.output)
+        return listed_price(self.provider, self.model) if self.base_url is None else None
+
+    @cached_property
     def rates(self) -> Price:
         """The price in force; zero for teachers of one's own."""
-        if self.free or self.price is None:
-            return Price(0.0, 0.0)
-        return Price(self.price.input, self.price.output)
+        return Price(0.0, 0.0) if self.free else self._price or Price(0.0, 0.0)
+
+    @property
+    def is_http(self) -> bool:
+        """Whether calls of this lane leave over a socket."""
+        return self.provider != "scripted"

@@ -1,31 +1,55 @@
-"""How many calls one worker keeps in flight where the limit is not known: AIMD, one cut an episode."""
+"""Calls in flight where the limit is not known: slow start, then AIMD, one cut an episode."""
 
 Seconds = float
 
-START, FLOOR, CEILING = 16, 1, 512
+START, FLOOR, CEILING = 16, 1, 2048
 CUT = 0.7
+GROWTH = 0.05  # of the window a round, at least one call
 EPISODE_S = 1.0  # answers that left before a cut still come back refused; they are one episode
+BUSY = 0.8  # of the window in use: growing an idle one teaches nothing
 
 
 class Window:
-    """Grows by one call a round while it is full, shrinks on a refusal. `fixed` keeps it where it is."""
+    """Doubles a round until the first refusal, then grows by a twentieth a round; shrinks on a refusal.
+
+    A round is a window's worth of answers. `fixed` keeps it where it is.
+    """
 
     def __init__(self, fixed: int | None = None) -> None:
         self._size = float(fixed if fixed is not None else START)
         self._fixed = fixed is not None
+        self._slow_start = True
+        self._answers = 0
         self._cut_at: Seconds = float("-inf")
+        self._hold_until: Seconds = float("-inf")
 
     @property
     def size(self) -> int:
         return int(self._size)
 
-    def answered(self, in_flight: int) -> None:
-        """A call succeeded while `in_flight` were out; growth needs at least four fifths of the window in use."""
-        if not self._fixed and in_flight >= 0.8 * self._size:
-            self._size = min(CEILING, self._size + 1.0 / self._size)
+    def answered(self, count: int, in_flight: int, now: Seconds) -> None:
+        """`count` calls succeeded while up to `in_flight` were out."""
+        if self._fixed or in_flight < BUSY * self._size or now < self._hold_until:
+            return
+        self._answers += count
+        while self._answers >= self._size and self._size < CEILING:
+            self._answers -= int(self._size)
+            step = self._size if self._slow_start else max(1.0, self._size * GROWTH)
+            self._size = min(CEILING, self._size + step)
+        self._answers = min(self._answers, int(self._size))
 
     def refused(self, now: Seconds) -> None:
         """The teacher refused a call for its rate or load."""
+        self._slow_start = False
         if not self._fixed and now - self._cut_at > EPISODE_S:
             self._size = max(FLOOR, self._size * CUT)
-            self._cut_at = now
+            self._cut_at, self._answers = now, 0
+
+    def open(self) -> None:
+        """Limits a minute are known and pace the calls: there is nothing to feel for, unless calls were refused."""
+        if self._slow_start and not self._fixed:
+            self._size = float(CEILING)
+
+    def hold(self, until: Seconds) -> None:
+        """Do not grow before `until`."""
+        self._hold_until = max(self._hold_until, until)

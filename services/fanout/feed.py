@@ -1,8 +1,13 @@
 """The feed actor: hands units of the current plan to workers and adds up what they report."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from schemas.call import Call
+from schemas.lane import Teacher
+from schemas.money import Amount
+from services.fanout.size import fits
 from services.fanout.units import Plan, Progress, Unit, Units
 from services.journal.index import MARK, JournalIndex, SegmentReader
 
@@ -10,8 +15,9 @@ from services.journal.index import MARK, JournalIndex, SegmentReader
 class Feed:
     """One for a run. It holds the journal's index of earlier starts, so workers and driver stay small."""
 
-    def __init__(self, models: Sequence[str], journal: Path) -> None:
-        self._models = tuple(models)
+    def __init__(self, teachers: Sequence[Teacher], journal: Path) -> None:
+        self._teachers = tuple(teachers)
+        self._models = tuple(teacher.name for teacher in teachers)
         self._journal = journal
         self._index = JournalIndex(journal)
         self._units: Units | None = None
@@ -23,15 +29,16 @@ class Feed:
         if self._units is not None:
             self._index.close()
             self._index = JournalIndex(self._journal)
-        self._units = Units(plan, self._models, self._index.__contains__)
+        fits = functools.partial(_fits, self._teachers)
+        self._units = Units(plan, self._models, self._index.__contains__, fits)
         self._progress = Progress()
 
-    async def next_unit(self, worker: str) -> tuple[Unit | None, bool]:
+    async def next_unit(self, worker: str, lane: int, wanted: int) -> tuple[Unit | None, bool]:
         """(a unit or None, whether no more will come)."""
         assert self._units is not None
         if self._stop:
             return None, True
-        unit = self._units.next(worker)
+        unit = self._units.next(worker, lane, wanted)
         return unit, unit is None and self._units.exhausted
 
     async def report(self, worker: str, delta: Progress, done: Sequence[int]) -> bool:
@@ -54,16 +61,20 @@ class Feed:
         """Hand out nothing more; workers finish the calls in flight."""
         self._stop = True
 
-    async def bury(self, worker: str) -> tuple[int, int]:
-        """Take back a dead worker's calls: (calls returned, micro-dollars that its segment holds)."""
+    async def bury(self, worker: str) -> tuple[int, Amount]:
+        """Take back a dead worker's calls: (calls returned, what its segment says it spent)."""
         assert self._units is not None
         path = self._journal / f"{worker}.seg"
         if not path.exists():
-            return self._units.bury(worker, lambda _: False), 0
+            return self._units.bury(worker, lambda _: False), Amount()
         segment = SegmentReader(path)
         settled = segment.answers.keyset() | segment.failures.keyset()
-        return self._units.bury(worker, lambda key: key[:MARK] in settled), segment.totals.cost
+        return self._units.bury(worker, lambda key: key[:MARK] in settled), segment.totals.amount
 
     async def finished(self) -> bool:
         assert self._units is not None
         return self._units.finished
+
+
+def _fits(teachers: Sequence[Teacher], lane: int, call: Call) -> bool:
+    return fits(call, teachers[lane])

@@ -10,12 +10,13 @@ from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckEr
 from schemas.lane import Teacher
 from schemas.weights import gguf_weights
 from services import cluster
-from services.admission.governor import Governor
 from services.fanout.feed import Feed
 from services.fanout.sender import End
 from services.fanout.units import Plan, Progress
-from services.fanout.worker import Worker
+from services.fanout.worker import FREE_WINDOW, Post, Worker
 from services.journal.index import Totals
+from services.ledger.books import Caps
+from services.ledger.cashier import cashier
 from services.teachers import embedded
 
 POLL_S = 0.25
@@ -42,13 +43,13 @@ class Fleet:
 
     teachers: list[Teacher]
     journal: Path
-    budget: int | None
+    caps: Caps
     spent: Totals
     workers_per_lane: int
     tag: str
     _lanes: list[Lane] = field(init=False, default_factory=list)
     _workers: dict[str, tuple[Lane, Any]] = field(init=False, default_factory=dict)
-    _governor: Any = field(init=False, default=None)
+    _cashier: Any = field(init=False, default=None)
     _feed: Any = field(init=False, default=None)
     _born: int = field(init=False, default=0)
 
@@ -61,11 +62,9 @@ class Fleet:
             threads = max(1, cluster.cpus() // len(servers))
             actor = ray.remote(embedded.LlamaServer).options(num_cpus=threads, max_restarts=0)
             lane.server = actor.remote(str(gguf_weights(lane.teacher.model)), threads)
-        names = [teacher.name for teacher in self.teachers]
-        self._feed = ray.remote(Feed).options(**LIGHT).remote(names, self.journal)
-        if any(t.limits.metered or not t.rates.free for t in self.teachers):
-            limits = [t.limits for t in self.teachers]
-            self._governor = ray.remote(Governor).options(**LIGHT).remote(limits, self.budget, self.spent.cost)
+        self._feed = ray.remote(Feed).options(**LIGHT).remote(self.teachers, self.journal)
+        if self.caps.any:
+            self._cashier = cashier(self.caps, self.spent.amount, self.journal)
         for lane in self._lanes:
             if lane.teacher.provider != "embedded":
                 for _ in range(self.workers_per_lane):
@@ -75,18 +74,20 @@ class Fleet:
             self._hire(lane)
         return self
 
-    def _concurrency(self, lane: Lane) -> int | None:
-        if lane.teacher.limits.concurrency is not None:
-            return max(1, lane.teacher.limits.concurrency // self._crew(lane))
-        if lane.teacher.provider == "embedded":
-            return embedded.SLOTS
-        return None
-
     def _crew(self, lane: Lane) -> int:
         """Workers of a lane: never more than calls may be in flight, and one beside a server on the same cores."""
         if lane.teacher.provider == "embedded":
             return 1
         return min(self.workers_per_lane, lane.teacher.limits.concurrency or self.workers_per_lane)
+
+    def _window(self, lane: Lane) -> int:
+        """Calls in flight of each worker of a lane that has no governor."""
+        free = embedded.SLOTS if lane.teacher.provider == "embedded" else FREE_WINDOW
+        return max(1, (lane.teacher.limits.concurrency or free) // self._crew(lane))
+
+    def _banked(self, lane: Lane) -> bool:
+        """Whether calls of a lane count against a cap of the run."""
+        return self.caps.tokens is not None or self.caps.calls is not None or not lane.teacher.rates.free
 
     def _hire(self, lane: Lane) -> None:
         import ray
@@ -99,12 +100,9 @@ class Fleet:
         options: dict[str, Any] = dict(LIGHT)
         if lane.node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(lane.node, soft=False)
-        teacher, metered = lane.teacher, lane.teacher.limits.metered or not lane.teacher.rates.free
-        actor = (
-            ray.remote(Worker).options(**options)
-            .remote(name, lane.number, teacher, lane.base_url, self._concurrency(lane), self.journal,
-                    self._governor if metered else None)
-        )  # fmt: skip
+        run = f"{self.journal.parent}:{self.tag}"
+        post = Post(name, run, lane.number, lane.teacher, lane.base_url, self._window(lane), self.journal)
+        actor = ray.remote(Worker).options(**options).remote(post, self._cashier if self._banked(lane) else None)
         self._workers[name] = (lane, actor)
 
     def run(self, plan: Plan, watch: Callable[[Progress], None], stopping: Callable[[], bool]) -> Progress:
@@ -117,7 +115,7 @@ class Fleet:
 
         try:
             return self._run(plan, watch, stopping)
-        except ray.exceptions.RayError as error:  # the feed, the governor or Ray itself is gone
+        except ray.exceptions.RayError as error:  # the feed, the cashier or Ray itself is gone
             if stopping():
                 raise Interrupted("interrupted", "run the same command again to go on") from None
             raise LimbeckError(
@@ -182,9 +180,9 @@ class Fleet:
 
         _, actor = self._workers.pop(name)
         ray.kill(actor)
-        _, cost = ray.get(self._feed.bury.remote(name))
-        if self._governor is not None:
-            ray.get(self._governor.bury.remote(name, cost))
+        _, spent = ray.get(self._feed.bury.remote(name))
+        if self._cashier is not None:
+            ray.get(self._cashier.bury.remote(name, spent))
 
     def _replace(self, name: str) -> str | None:
         lane, _ = self._workers[name]
@@ -226,7 +224,7 @@ class Fleet:
             ray.wait(closing, num_returns=len(closing), timeout=5)
         actors = [actor for _, actor in self._workers.values()]
         actors += [lane.server for lane in self._lanes if lane.server is not None]
-        actors += [a for a in (self._feed, self._governor) if a is not None]
+        actors += [a for a in (self._feed, self._cashier) if a is not None]
         for actor in actors:
             ray.kill(actor)
         self._workers.clear()

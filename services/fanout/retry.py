@@ -1,15 +1,20 @@
 """When the same call is sent again, and after how long. The only retry policy there is: the SDK's and Ray's are 0."""
 
+from collections.abc import Awaitable, Callable
+
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result, wait_random_exponential
 
 from schemas.call import Reply, VerdictKind
 
-# Attempts of one call by the kind of its last verdict. A call in doubt may have been paid for, so it gets few; a
-# rate limit says nothing about the call, so it gets many (with waits of up to 30 s: about 15 minutes in all).
+# Attempts of one call by the kind of its last verdict. A call that may have been paid for gets few; a rate limit says
+# nothing about the call, so it gets many (with waits of up to 30 s: about 15 minutes in all).
 ATTEMPTS = {
     VerdictKind.RATE_LIMITED: 40,
+    VerdictKind.RAMP_LIMITED: 40,
+    VerdictKind.OVERLOADED: 10,
     VerdictKind.TRANSIENT: 6,
     VerdictKind.UNREACHABLE: 6,
+    VerdictKind.TIMEOUT: 3,
     VerdictKind.IN_DOUBT: 3,
 }
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
@@ -31,9 +36,10 @@ def _wait(state: RetryCallState) -> float:
     return _backoff(state) + (_reply(state).verdict.retry_after or 0.0)
 
 
-def attempts() -> AsyncRetrying:
-    """The attempts of one call; the last reply is the result, whatever it is."""
+def attempts(rest: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
+    """The attempts of one call, with `rest` (seconds) between them; the last reply is the result, whatever it is."""
     return AsyncRetrying(
+        sleep=rest,
         retry=retry_if_result(lambda reply: reply.verdict.kind.retried),
         stop=_stop,
         wait=_wait,

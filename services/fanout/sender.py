@@ -3,25 +3,31 @@
 import asyncio
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
 
 from schemas.call import Call, Reply, Verdict, VerdictKind, call_key
 from schemas.errors import LimbeckError
 from schemas.lane import Teacher
-from schemas.money import Usage
-from services.admission.governor import BUDGET_POLL_S, Demand, Lease, Settled
-from services.admission.window import Window
+from schemas.money import Amount, Usage
+from services.admission.pool import PERIOD_S, Grant, Report
+from services.fanout.allowance import Allowance
 from services.fanout.retry import attempts
+from services.fanout.size import Demand, worst_case
 from services.fanout.units import Progress
 from services.journal.frame import Frame, Kind
 from services.journal.writer import JournalWriter
+from services.ledger.books import Account, Advance
 from services.teachers.adapter import Adapter, dialect_of
 
-TURN_BYTES = 64  # what a chat template adds to a message, as an upper bound in tokens
 BREAKER = 8  # calls in a row that ran out of attempts: the lane is down, not the calls
-LeaseFn = Callable[[Sequence[Demand], Settled], Awaitable[Lease]]
+NEVER_RIGHT = 25  # bad requests of a lane that has answered nothing: the spec is wrong, not the calls
+SOONEST_S = 0.05  # between two renewals
+DISK_EVERY_S = 1.0
+SPARE = 16  # calls that wait while the window is full, so that it stays full
+LOST = Verdict(VerdictKind.IN_DOUBT, "the worker met an error")
 
 
 class Stopped(Exception):
@@ -30,50 +36,50 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Why a worker stopped sending: done, stopped, exhausted or closed."""
+    """Why a worker stopped sending: done, stopped, exhausted, closed or failed."""
 
     reason: str
     detail: str = ""
 
 
-def worst_case(call: Call, teacher: Teacher) -> Demand:
-    """The most that a call can take. No tokenizer makes more tokens than a text has bytes."""
-    size = sum(len(m.content.encode()) + TURN_BYTES for m in call.messages)
-    cost = teacher.rates.cost(Usage(size, call.sampling.max_tokens))
-    # Rates are kept on an estimate (about four bytes a token), money on the bound.
-    return Demand(size // 4 + 1, call.sampling.max_tokens, cost)
+class Leases(Protocol):
+    """The governor and the cashier as a worker asks them; None where one does not answer."""
+
+    async def grant(self, report: Report) -> Grant | None: ...
+
+    async def advance(self, account: Account, wanted: Amount, next_call: Amount) -> Advance | None: ...
 
 
 class Sender:
-    """Runs calls against one lane, `window` at a time.
-
-    `lease` is None for a lane without rates and without money; then nothing is asked for before a call.
-    """
+    """Runs calls against one lane as its allowance permits."""
 
     def __init__(
-        self,
-        teacher: Teacher,
-        adapter: Adapter,
-        journal: JournalWriter,
-        window: Window,
-        lease: LeaseFn | None,
+        self, teacher: Teacher, adapter: Adapter, journal: JournalWriter, allowance: Allowance, leases: Leases | None
     ) -> None:
         self._teacher, self._adapter, self._journal = teacher, adapter, journal
-        self._window, self._lease = window, lease
+        self._allowance, self._leases = allowance, leases
         self._dialect = dialect_of(teacher)
-        self._waiting: deque[tuple[Demand, asyncio.Future[None]]] = deque()
-        self._wake = asyncio.Event()
-        self._in_flight = 0
-        self._settled = Settled()
-        self._pause_until = 0.0
-        self._failed_in_a_row = 0
+        self._noted = allowance.banked or not teacher.rates.free  # attempts are journalled before they leave
+        self._waiting: deque[tuple[Demand, asyncio.Future[Demand]]] = deque()
+        self._need, self._ended = asyncio.Event(), asyncio.Event()
+        self._typical: Demand | None = None
+        self._failed_in_a_row = self._bad_in_a_row = 0
+        self._answered_any = self._done = False
+        self._resting = 0  # calls between two attempts
+        self._disk_at = 0.0
         self.delta = Progress()
         self.end: End | None = None
 
     @property
     def room(self) -> int:
-        """How many more calls to take on, so that the window stays full while some wait for a retry."""
-        return 0 if self.end else self._window.size + 16 - len(self._waiting) - self._in_flight
+        """How many more calls to take on: a second's worth waits at the most, for another lane may be freer. Calls
+        that wait for a retry count: a teacher that refuses everything must not be fed the whole source."""
+        if self.end:
+            return 0
+        held = len(self._waiting) + self._resting
+        if self._leases is None:
+            return self._allowance.window + SPARE - self._allowance.in_flight - held
+        return int(max(SPARE, self._allowance.pace)) - held
 
     def take_delta(self) -> Progress:
         """Counters since the last call."""
@@ -88,136 +94,184 @@ class Sender:
                 _, ready = self._waiting.popleft()
                 if not ready.done():
                     ready.set_exception(Stopped())
-            self._wake.set()
+            self._need.set()
+            self._ended.set()
 
     async def run(self, call: Call) -> None:
         """See one call through to an answer or a final failure in the journal; `Stopped` where the worker stops."""
         key = call_key(self._teacher.name, call.content())
         demand = worst_case(call, self._teacher)
-        tries = 0
+        first: Reply | None = await self._attempt(call, key, demand)
+        assert first is not None
+        reply = first
+        if first.verdict.kind.retried:
 
-        async def once() -> Reply:
-            nonlocal tries
-            await self._admit(demand)
-            tries += 1
-            self.delta.retried += tries > 1
-            return await self._send(call, key, demand)
+            async def again() -> Reply:
+                nonlocal first
+                if first is not None:
+                    known, first = first, None
+                    return known
+                self.delta.retried += 1
+                return await self._attempt(call, key, demand)
 
-        reply: Reply = await attempts()(once)
+            reply = await attempts(self._rest)(again)
         if reply.verdict.kind is VerdictKind.ANSWERED:
-            self._failed_in_a_row = 0
-            return
-        self._give_up(key, reply)
+            self._failed_in_a_row = self._bad_in_a_row = 0
+            self._answered_any = True
+        else:
+            self._give_up(key, reply)
+
+    async def _rest(self, seconds: float) -> None:
+        """Between two attempts; cut short where the worker stops."""
+        self._resting += 1
+        try:
+            with anyio.move_on_after(seconds):
+                await self._ended.wait()
+        finally:
+            self._resting -= 1
 
     def _give_up(self, key: bytes, reply: Reply) -> None:
         verdict = reply.verdict
         self._failed_in_a_row += verdict.kind.retried
+        self._bad_in_a_row += verdict.kind is VerdictKind.BAD_REQUEST
         down = verdict.kind is VerdictKind.UNREACHABLE or self._failed_in_a_row >= BREAKER
-        if verdict.kind.closes_lane or down:
-            self.stop(End("closed", f"{verdict.kind.value}: {verdict.detail}"))
+        hopeless = self._bad_in_a_row >= NEVER_RIGHT and not self._answered_any
+        if verdict.kind.closes_lane or down or hopeless:
+            self._close(verdict)
             raise Stopped
         meta = {"final": True, "kind": verdict.kind.value, "detail": verdict.detail, "status": reply.status}
         self._journal.append(Frame(Kind.FAILED, key, os.urandom(16), meta, reply.body))
         self.delta.failed += 1
 
-    async def _admit(self, demand: Demand) -> None:
-        if self.end:
-            raise Stopped
-        ready = asyncio.get_running_loop().create_future()
-        self._waiting.append((demand, ready))
-        self._wake.set()
-        await ready
+    def _close(self, verdict: Verdict) -> None:
+        """No call of this lane can succeed."""
+        self.stop(End("closed", f"{verdict.kind.value}: {verdict.detail}"))
 
-    async def _send(self, call: Call, key: bytes, demand: Demand) -> Reply:
-        attempt = os.urandom(16)
+    async def _attempt(self, call: Call, key: bytes, demand: Demand) -> Reply:
+        taken = await self._admit(demand)
+        loop = asyncio.get_running_loop()
+        attempt, sent_at = os.urandom(16), loop.time()
+        reply, cost = Reply(verdict=LOST), Amount()
         try:
-            if demand.cost:
-                self._journal.append(Frame(Kind.SENT, key, attempt, {"reserved": demand.cost}))
+            if self._noted:
+                meta = {"nano_usd": demand.money.nano_usd, "tokens": demand.money.tokens}
+                self._journal.append(Frame(Kind.SENT, key, attempt, meta))
             self.delta.sent += 1
             reply = await self._adapter.send(call)
             cost = self._record(key, attempt, demand, reply)
+            if reply.verdict.kind.closes_lane:
+                self._close(reply.verdict)  # before another call takes this one's place
         except LimbeckError as error:
             # An answer that cannot be kept must not be followed by another one that is paid for.
             self.stop(End("failed", error.message))
             raise
         finally:
-            self._in_flight -= 1
-            self._wake.set()
-        self._settle(demand, reply, cost)
-        self._learn(reply.verdict)
+            self._allowance.settle(taken, reply, cost, sent_at)
+            self._start_waiting(loop.time())
         return reply
 
-    def _record(self, key: bytes, attempt: bytes, demand: Demand, reply: Reply) -> int:
-        """Put one attempt on disk; its cost in micro-dollars."""
+    async def _admit(self, demand: Demand) -> Demand:
+        if self.end:
+            raise Stopped
+        loop = asyncio.get_running_loop()
+        self._typical = demand
+        if not self._waiting and self._allowance.may_start(demand, loop.time()):
+            return self._allowance.start(demand)
+        ready: asyncio.Future[Demand] = loop.create_future()
+        self._waiting.append((demand, ready))
+        self._need.set()
+        return await ready
+
+    def _start_waiting(self, now: float) -> None:
+        """Let waiting calls go, first come first served, as far as the allowance reaches."""
+        while self._waiting:
+            demand, ready = self._waiting[0]
+            if not ready.done():
+                if not self._allowance.may_start(demand, now):
+                    if self._allowance.in_flight < self._allowance.window:
+                        self._need.set()
+                    return
+                ready.set_result(self._allowance.start(demand))
+            self._waiting.popleft()
+
+    def _record(self, key: bytes, attempt: bytes, demand: Demand, reply: Reply) -> Amount:
+        """Put one attempt on disk; what it cost."""
         kind = reply.verdict.kind
         if kind is VerdictKind.ANSWERED:
-            usage = reply.usage
-            cost = demand.cost if usage is None else self._teacher.rates.cost(usage)
-            counted = usage or Usage()
-            meta = {
-                "teacher": self._teacher.name, "dialect": self._dialect, "cost": cost,
-                "in": counted.input_tokens, "out": counted.output_tokens,
-            }  # fmt: skip
-            self._journal.append(Frame(Kind.ANSWERED, key, attempt, meta, reply.body))
-            self.delta.answered += 1
-            self.delta.input_tokens += counted.input_tokens
-            self.delta.output_tokens += counted.output_tokens
-            self.delta.cost += cost
-            return cost
+            return self._record_answer(key, attempt, demand, reply)
         # Neither provider documents what a call in doubt costs, so it is taken to cost all that was reserved.
-        cost = demand.cost if kind is VerdictKind.IN_DOUBT else 0
-        if demand.cost:
-            meta = {"final": False, "kind": kind.value, "detail": reply.verdict.detail, "cost": cost}
+        money = demand.money if kind.may_be_paid else Amount(0, 0, 1)
+        if self._noted:
+            meta = {
+                "final": False, "kind": kind.value, "detail": reply.verdict.detail,
+                "nano_usd": money.nano_usd, "tokens": money.tokens,
+            }  # fmt: skip
             self._journal.append(Frame(Kind.FAILED, key, attempt, meta))
-        self.delta.cost += cost
-        return cost
+        self.delta.nano_usd += money.nano_usd
+        return money
 
-    def _settle(self, demand: Demand, reply: Reply, cost: int) -> None:
-        used = reply.usage.output_tokens if reply.usage else 0
-        unused = max(0, demand.output_tokens - used) if reply.verdict.kind is VerdictKind.ANSWERED else 0
-        before = self._settled
-        self._settled = Settled(before.reserved + demand.cost, before.cost + cost, before.unused_output + unused)
+    def _record_answer(self, key: bytes, attempt: bytes, demand: Demand, reply: Reply) -> Amount:
+        usage = reply.usage
+        nano = demand.money.nano_usd if usage is None else self._teacher.rates.cost(usage)
+        counted = usage or Usage()
+        tokens = demand.money.tokens if usage is None else counted.input_tokens + counted.output_tokens
+        meta = {
+            "teacher": self._teacher.name, "dialect": self._dialect, "nano_usd": nano,
+            "in": counted.input_tokens, "out": counted.output_tokens,
+        }  # fmt: skip
+        self._journal.append(Frame(Kind.ANSWERED, key, attempt, meta, reply.body))
+        self.delta.answered += 1
+        self.delta.input_tokens += counted.input_tokens
+        self.delta.output_tokens += counted.output_tokens
+        self.delta.nano_usd += nano
+        return Amount(nano, tokens, 1)
 
-    def _learn(self, verdict: Verdict) -> None:
-        now = asyncio.get_running_loop().time()
-        if verdict.kind is VerdictKind.ANSWERED:
-            self._window.answered(self._in_flight + 1)
-        elif verdict.kind is VerdictKind.RATE_LIMITED:
-            self._window.refused(now)
-            self._pause_until = max(self._pause_until, now + (verdict.retry_after or 0.0))
-
-    async def pump(self) -> None:
-        """Admit waiting calls until cancelled: fill the window, under a lease where the lane needs one."""
+    async def renew_leases(self) -> None:
+        """Keep the leases alive until `done`: every period, and at once where a call waits for one."""
         loop = asyncio.get_running_loop()
-        while True:
-            self._wake.clear()
-            free = min(self._window.size - self._in_flight, len(self._waiting))
-            pause = self._pause_until - loop.time()
-            if free > 0 and pause <= 0:
-                pause = await self._grant(free)
-            if self._settled.reserved and not self._waiting:
-                await self.flush()
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause if pause > 0 else None)
+        while not self._done:
+            asked_at = loop.time()
+            self._need.clear()
+            await self.renew()
+            self._start_waiting(loop.time())
+            self._look_at_disk(loop.time())
+            pause = self._allowance.pause_until - loop.time()
+            await asyncio.sleep(max(0.0, SOONEST_S - (loop.time() - asked_at), min(pause, PERIOD_S)))
+            # Not asyncio.wait_for: up to 3.11 it loses a cancellation that comes together with the event.
+            with anyio.move_on_after(PERIOD_S):
+                await self._need.wait()
 
-    async def _grant(self, free: int) -> float:
-        """Admit up to `free` waiting calls; the seconds to wait before asking again, 0 for not before an event."""
-        if self._lease is None:
-            lease = Lease(free)
-        else:
-            settled, self._settled = self._settled, Settled()
-            lease = await self._lease([demand for demand, _ in list(self._waiting)[:free]], settled)
-        for _ in range(min(lease.calls, len(self._waiting))):
-            _, ready = self._waiting.popleft()
-            if not ready.done():
-                self._in_flight += 1
-                ready.set_result(None)
-        if lease.exhausted and self._in_flight == 0:
-            self.stop(End("exhausted"))
-        return lease.wait_s or (BUDGET_POLL_S if lease.exhausted else 0.0)
+    def done(self) -> None:
+        """No more calls will come: let `renew_leases` end."""
+        self._done = True
+        self._need.set()
 
-    async def flush(self) -> None:
-        """Settle what came back since the last lease, so that other workers may use the money."""
-        if self._lease is not None:
-            settled, self._settled = self._settled, Settled()
-            await self._lease([], settled)
+    async def renew(self) -> None:
+        """Report, and take in what comes back."""
+        if self._leases is None:
+            return
+        allowance, waiting = self._allowance, len(self._waiting)
+        head = self._waiting[0][0] if waiting else None
+        asked_at = asyncio.get_running_loop().time()
+        if allowance.banked:
+            account, wanted, need = allowance.account(waiting, head, asked_at)
+            advance = await self._leases.advance(account, wanted, need)
+            if advance is not None:
+                allowance.advanced(advance, asked_at)
+                if advance.exhausted and self._waiting and allowance.in_flight == 0:
+                    self.stop(End("exhausted"))
+                    return
+        if allowance.governed:
+            closed = self.end.detail if self.end and self.end.reason == "closed" else ""
+            grant = await self._leases.grant(allowance.report(waiting, head or self._typical, asked_at, closed))
+            if grant is not None:
+                allowance.granted(grant, asked_at)
+                if grant.closed:
+                    self.stop(End("closed", grant.closed))
+
+    def _look_at_disk(self, now: float) -> None:
+        if now - self._disk_at < DISK_EVERY_S:
+            return
+        self._disk_at = now
+        if not self._journal.has_room(self._allowance.window):
+            self.stop(End("failed", f"low disk: {self._journal.path.parent} has no room for the answers in flight"))

@@ -1,7 +1,7 @@
 """Cut a stream of calls into units, leave out what is already paid for, and hand units out again after a death."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,14 +27,14 @@ class Unit:
 
 @dataclass(slots=True)
 class Progress:
-    """Counters of a fan-out, summed over workers. Money in micro-dollars."""
+    """Counters of a fan-out, summed over workers."""
 
     sent: int = 0
     answered: int = 0
     retried: int = 0
     failed: int = 0
     reused: int = 0
-    cost: int = 0
+    nano_usd: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
 
@@ -49,11 +49,13 @@ class Units:
 
     `paid` tells whether a call key is in the journal; `models` are the lanes' models, any of which may have answered.
     Calls with the same content are sent once: `reused` counts the others, and rows that an earlier start paid for.
+    `fits(lane, call)` says whether a lane's limits can ever let a call through; one that fits no lane is left out.
     """
 
     plan: Plan
-    models: Collection[str]
+    models: Sequence[str]
     paid: Callable[[bytes], bool]
+    fits: Callable[[int, Call], bool] = lambda lane, call: True
     reused: int = 0
     exhausted: bool = False
     _calls: Iterator[Call] = field(init=False)
@@ -65,12 +67,10 @@ class Units:
     def __post_init__(self) -> None:
         self._calls = self.plan.calls()
 
-    def next(self, worker: str) -> Unit | None:
-        """A unit for `worker`; None where none is ready now (`exhausted` tells whether more may come)."""
-        size = min(LARGEST, max(SMALLEST, SMALLEST * (self._cut // 8)))
-        batch: list[Call] = []
-        while self._returned and len(batch) < size:
-            batch.append(self._returned.popleft())
+    def next(self, worker: str, lane: int = 0, wanted: int = LARGEST) -> Unit | None:
+        """A unit for `worker` of `lane`; None where none is ready now (`exhausted` tells whether more may come)."""
+        size = min(LARGEST, max(SMALLEST, SMALLEST * (self._cut // 8)), max(SMALLEST, wanted))
+        batch = self._taken_back(lane, size)
         for _ in range(LOOK_AHEAD):
             if self.exhausted or len(batch) >= size:
                 break
@@ -78,13 +78,23 @@ class Units:
             if call is None:
                 self.exhausted = True
             elif self._is_new(call):
-                batch.append(call)
+                (batch if self.fits(lane, call) else self._returned).append(call)
         if not batch:
             return None
         self._cut += 1
         unit = Unit(self._cut, tuple(batch))
         self._held.setdefault(worker, {})[unit.number] = unit
         return unit
+
+    def _taken_back(self, lane: int, size: int) -> list[Call]:
+        """Calls that a dead worker held, or that were too large for another lane."""
+        batch: list[Call] = []
+        for _ in range(len(self._returned)):
+            if len(batch) >= size:
+                break
+            call = self._returned.popleft()
+            (batch if self.fits(lane, call) else self._returned).append(call)
+        return batch
 
     def _is_new(self, call: Call) -> bool:
         content = call.content()
@@ -94,7 +104,7 @@ class Units:
             self.reused += 1
             return False
         self._seen.add(mark)
-        return True
+        return any(self.fits(lane, call) for lane in range(len(self.models)))
 
     def done(self, worker: str, number: int) -> None:
         self._held.get(worker, {}).pop(number, None)

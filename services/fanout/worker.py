@@ -2,70 +2,128 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import anyio
 
 from schemas.lane import Teacher
-from services.admission.governor import Demand, Lease, Settled
-from services.admission.window import Window
+from schemas.money import Amount
+from services.admission.governor import governor_of
+from services.admission.pool import LEASE_S, Charging, Grant, Report
+from services.fanout.allowance import Allowance
 from services.fanout.sender import End, Sender, Stopped
 from services.fanout.units import Unit
 from services.journal.writer import JournalWriter
+from services.ledger.books import Account, Advance
 from services.teachers.adapter import open_adapter
+from services.teachers.credentials import credential_id
 
 REPORT_EVERY_S = 0.5
+FREE_WINDOW = 64  # calls in flight of a lane that nobody else uses
 log = logging.getLogger(__name__)
+
+
+class Post(NamedTuple):
+    """Where a worker stands: its name (and its segment's), its run, its lane, where an embedded teacher listens, and
+    the calls in flight of a lane that has no governor."""
+
+    name: str
+    run: str
+    lane: int
+    teacher: Teacher
+    base_url: str | None
+    window: int | None
+    journal: Path
+
+
+class RayLeases:
+    """The governor and the cashier over Ray. One that does not answer in time is treated as having said nothing."""
+
+    def __init__(self, name: str, governor: Any | None, cashier: Any | None) -> None:
+        self._name, self._governor, self._cashier = name, governor, cashier
+
+    async def grant(self, report: Report) -> Grant | None:
+        assert self._governor is not None
+        grant: Grant | None = await self._asked(self._governor.renew.remote(report))
+        return grant
+
+    async def advance(self, account: Account, wanted: Amount, next_call: Amount) -> Advance | None:
+        assert self._cashier is not None
+        found: Advance | None = await self._asked(self._cashier.renew.remote(self._name, account, wanted, next_call))
+        return found
+
+    @staticmethod
+    async def _asked(ref: Any) -> Any:
+        import ray
+
+        with anyio.move_on_after(LEASE_S):
+            try:
+                return await ref
+            except ray.exceptions.RayError:
+                pass  # it is being started again, or gone; the lease then runs out
+        return None
+
+
+def charging_of(teacher: Teacher) -> Charging:
+    """How a provider counts tokens against a limit (both: rate limit pages, read 2026-11-23); of others it is learned,
+    from a guess in the middle."""
+    if teacher.base_url is not None:
+        return Charging.REFUND
+    return Charging.LIVE if teacher.provider == "anthropic" else Charging.KEEP
 
 
 class Worker:
     """One process, one lane, one connection pool, one journal segment."""
 
-    def __init__(
-        self, name: str, lane: int, teacher: Teacher, base_url: str | None,
-        concurrency: int | None, journal: Path, governor: Any | None,
-    ) -> None:  # fmt: skip
-        self._name, self._lane, self._governor = name, lane, governor
-        self._teacher = teacher
-        self._adapter = open_adapter(teacher, base_url)
-        self._journal = JournalWriter(journal, name)
-        self._window = Window(concurrency)
+    def __init__(self, post: Post, cashier: Any | None) -> None:
+        teacher = post.teacher
+        self._post = post
+        self._adapter = open_adapter(teacher, post.base_url)
+        self._journal = JournalWriter(post.journal, post.name)
+        governed = teacher.provider in ("openai", "anthropic")
+        governor = None
+        if governed:
+            governor = governor_of(credential_id(teacher, post.base_url), charging_of(teacher))
+        self._allowance = Allowance(
+            post.run, post.name, teacher.limits.rates, teacher.limits.concurrency, governed, cashier is not None,
+            window=0 if governed else post.window or FREE_WINDOW,
+        )  # fmt: skip
+        leases = RayLeases(post.name, governor, cashier) if governed or cashier is not None else None
+        self._governor, self._leases = governor, leases
         self._open: dict[int, int] = {}
 
     async def ready(self) -> str:
-        return self._name
-
-    async def _lease(self, demands: Sequence[Demand], settled: Settled) -> Lease:
-        assert self._governor is not None
-        lease: Lease = await self._governor.lease.remote(self._name, self._lane, demands, settled)
-        return lease
+        return self._post.name
 
     async def run(self, feed: Any) -> End:
         """Work until the feed has no more units, is stopped, the money is used up, or the lane closes."""
-        lease = self._lease if self._governor is not None else None
-        sender = Sender(self._teacher, self._adapter, self._journal, self._window, lease)
-        pump = asyncio.create_task(sender.pump())
-        reporter = asyncio.create_task(self._report(feed, sender))
+        sender = Sender(self._post.teacher, self._adapter, self._journal, self._allowance, self._leases)
+        finished = asyncio.Event()
+        helpers = [asyncio.create_task(self._report(feed, sender, finished))]
+        if self._leases is not None:
+            helpers.append(asyncio.create_task(sender.renew_leases()))
         tasks: set[asyncio.Task[None]] = set()
         try:
             await self._pull(feed, sender, tasks)
             if tasks:
                 await asyncio.gather(*tasks)
             self._journal.sync()
-            if lease is not None:
-                await sender.flush()
         finally:
-            reporter.cancel()
-            pump.cancel()
-        await feed.report.remote(self._name, sender.take_delta(), [])
+            finished.set()
+            sender.done()
+            await asyncio.gather(*helpers)
+        await sender.renew()
+        await feed.report.remote(self._post.name, sender.take_delta(), [])
         return sender.end or End("done")
 
     async def _pull(self, feed: Any, sender: Sender, tasks: set["asyncio.Task[None]"]) -> None:
         while sender.end is None:
-            if sender.room <= 0:
+            # Half a buffer at a time: a request for each call that ends would cost more than the call.
+            if sender.room < 8 and tasks:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 continue
-            unit, finished = await feed.next_unit.remote(self._name)
+            unit, finished = await feed.next_unit.remote(self._post.name, self._post.lane, sender.room)
             if unit is None and finished:
                 return
             for call in unit.calls if unit else ():
@@ -87,15 +145,18 @@ class Worker:
         self._open[unit.number] -= 1
         if not self._open[unit.number]:
             del self._open[unit.number]
-            await feed.report.remote(self._name, sender.take_delta(), [unit.number])
+            await feed.report.remote(self._post.name, sender.take_delta(), [unit.number])
 
-    async def _report(self, feed: Any, sender: Sender) -> None:
-        while True:
-            await asyncio.sleep(REPORT_EVERY_S)
-            if await feed.report.remote(self._name, sender.take_delta(), []):
+    async def _report(self, feed: Any, sender: Sender, finished: asyncio.Event) -> None:
+        while not finished.is_set():
+            with anyio.move_on_after(REPORT_EVERY_S):
+                await finished.wait()
+            if await feed.report.remote(self._post.name, sender.take_delta(), []):
                 sender.stop(End("stopped"))
 
     async def close(self) -> None:
-        """Seal the segment and let go of the connections."""
+        """Seal the segment and let go of the connections and of the share of the limits."""
+        if self._governor is not None:
+            self._governor.forget.remote(self._post.name)
         await self._adapter.close()
         self._journal.close()

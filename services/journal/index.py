@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.money import Amount
 from services.journal.frame import HEAD, Frame, Kind, decode_payload, scan
 
 MARK = 16  # bytes of a key that are compared; a false match among 10 million has a chance below 1e-24
@@ -23,16 +24,23 @@ RELEASE_BYTES = 32 * 2**20  # of a segment that was read; its pages would count 
 class Totals:
     """What the journal says was spent and done, exact after any crash."""
 
+    calls: int = 0  # attempts
     answered: int = 0
     failed: int = 0
-    cost: int = 0  # micro-dollars, calls in doubt counted at their reservation
+    nano_usd: int = 0  # calls in doubt counted at their reservation
     in_doubt: int = 0
+    in_doubt_tokens: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
 
     def add(self, other: "Totals") -> None:
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def amount(self) -> Amount:
+        """What of a budget is used up."""
+        return Amount(self.nano_usd, self.input_tokens + self.output_tokens + self.in_doubt_tokens, self.calls)
 
 
 def frames(path: Path) -> Iterator[tuple[int, Kind, memoryview]]:
@@ -83,25 +91,33 @@ class SegmentReader:
         self.totals = Totals()
         self.answers = Entries()
         self.failures = Entries()
-        open_attempts: dict[bytes, int] = {}
+        self._open: dict[bytes, dict[str, int]] = {}
         for offset, kind, payload in frames(path):
             frame = decode_payload(kind, bytes(payload))
             if kind is Kind.SENT:
-                open_attempts[frame.attempt] = frame.meta.get("reserved", 0)
-                continue
-            open_attempts.pop(frame.attempt, None)
-            self._settled(frame, offset)
-        self.totals.in_doubt = len(open_attempts)
-        self.totals.cost += sum(open_attempts.values())
+                self._open[frame.attempt] = frame.meta
+                self.totals.calls += 1
+            else:
+                self._ended(frame, offset)
+        self.totals.in_doubt += len(self._open)
+        self.totals.nano_usd += sum(meta["nano_usd"] for meta in self._open.values())
+        self.totals.in_doubt_tokens += sum(meta["tokens"] for meta in self._open.values())
 
-    def _settled(self, frame: Frame, offset: int) -> None:
-        self.totals.cost += frame.meta.get("cost", 0)
+    def _ended(self, frame: Frame, offset: int) -> None:
+        """An attempt came to its end; free lanes note only this end."""
+        final = frame.kind is Kind.FAILED and frame.meta["final"]
+        if self._open.pop(frame.attempt, None) is None and not final:
+            self.totals.calls += 1
+        self.totals.nano_usd += frame.meta.get("nano_usd", 0)
         if frame.kind is Kind.ANSWERED:
             self.answers.add(frame.key, offset)
             self.totals.answered += 1
             self.totals.input_tokens += frame.meta.get("in", 0)
             self.totals.output_tokens += frame.meta.get("out", 0)
-        elif frame.meta.get("final"):
+            return
+        self.totals.in_doubt += bool(frame.meta.get("tokens"))
+        self.totals.in_doubt_tokens += frame.meta.get("tokens", 0)
+        if final:
             self.failures.add(frame.key, offset)
             self.totals.failed += 1
 

@@ -10,6 +10,8 @@ from schemas.errors import LimbeckError, SpecError
 from services.journal.frame import Frame, encode
 
 LOCK = ".writers"
+LOW_DISK = 16 * 2**20
+BYTES_AN_ANSWER = 64_000  # generously: 4.3 kB is usual
 GONE_WITHIN_S = 20.0  # Ray ends the actors of a killed driver in a few seconds; three times the worst seen here
 
 
@@ -38,6 +40,11 @@ class JournalWriter:
         except OSError as error:
             what = "the disk is full" if error.errno == errno.ENOSPC else os.strerror(error.errno or 0)
             raise LimbeckError(f"journal {self.path.name}: {what}", "free some space, then run again") from None
+
+    def has_room(self, in_flight: int) -> bool:
+        """Whether the disk holds what is in flight several times over: a paid answer must have a place to go."""
+        status = os.fstatvfs(self._file)
+        return status.f_bavail * status.f_frsize >= LOW_DISK + in_flight * BYTES_AN_ANSWER * 4
 
     def sync(self) -> None:
         os.fdatasync(self._file)

@@ -1,12 +1,17 @@
 """The seam between a worker and a teacher: send a call, get raw bytes and a verdict."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from schemas.call import Answer, Call, Reply
 from schemas.lane import Teacher
-from services.teachers import chat, scripted
+from services.teachers.chat import Chat
+from services.teachers.dialect import Dialect
+from services.teachers.messages import Messages
+from services.teachers.responses import Responses
 
-DECODERS = {"chat": chat.decode, "scripted": chat.decode}
+DIALECTS: dict[str, Callable[[Teacher], Dialect]] = {"chat": Chat, "responses": Responses, "messages": Messages}
+DECODERS = {"chat": Chat.decode, "responses": Responses.decode, "messages": Messages.decode}
 
 
 class Adapter(Protocol):
@@ -17,19 +22,26 @@ class Adapter(Protocol):
     async def close(self) -> None: ...
 
 
-def open_adapter(teacher: Teacher, base_url: str | None) -> Adapter:
+def open_adapter(teacher: Teacher, base_url: str | None = None) -> Adapter:
     """The adapter for a lane. `base_url` is where an embedded teacher listens; otherwise the lane's own.
 
     Raises `SpecError` where the key reference does not resolve on this machine.
     """
     if teacher.provider == "scripted":
-        return scripted.ScriptedAdapter(teacher.name)
-    return chat.ChatAdapter(teacher, base_url)
+        from services.teachers.scripted import ScriptedAdapter
+
+        return ScriptedAdapter(teacher.name)
+    from services.teachers.http import HttpAdapter, anthropic_sdk, openai_sdk
+
+    sdk = (anthropic_sdk if teacher.provider == "anthropic" else openai_sdk)(teacher, base_url)
+    return HttpAdapter(DIALECTS[dialect_of(teacher)](teacher), sdk, teacher.timeout_s)
 
 
 def dialect_of(teacher: Teacher) -> str:
     """The name under which the journal remembers how to read a lane's bodies."""
-    return "scripted" if teacher.provider == "scripted" else teacher.api
+    if teacher.provider == "anthropic":
+        return Messages.name
+    return Chat.name if teacher.provider == "scripted" else teacher.api
 
 
 def decode(dialect: str, body: bytes) -> Answer:

@@ -1,12 +1,14 @@
 """Turn a key reference into a key, at the last moment and in the process that uses it."""
 
+import hashlib
 import os
 from pathlib import Path
 
 from schemas.errors import SpecError
 from schemas.lane import Teacher
 
-NO_KEY = "none"  # the SDK insists on a key; servers of one's own ignore it
+NO_KEY = "none"  # the SDKs insist on a key; servers of one's own ignore it
+USUAL = {"openai": "env:OPENAI_API_KEY", "anthropic": "env:ANTHROPIC_API_KEY"}
 
 
 def resolve_key(reference: str | None) -> str:
@@ -29,7 +31,17 @@ def resolve_key(reference: str | None) -> str:
 
 
 def lane_key(teacher: Teacher) -> str:
-    """The key of a lane: `OPENAI_API_KEY` where the lane is OpenAI itself and the spec names none."""
-    if teacher.api_key is None and teacher.provider == "openai" and teacher.base_url is None:
-        return resolve_key("env:OPENAI_API_KEY")
+    """The key of a lane: the provider's usual variable where the lane is the provider itself and names none."""
+    if teacher.api_key is None and teacher.base_url is None and teacher.provider in USUAL:
+        return resolve_key(USUAL[teacher.provider])
     return resolve_key(teacher.api_key)
+
+
+def credential_id(teacher: Teacher, base_url: str | None) -> str:
+    """Names the account behind a lane without revealing its key: lanes with one id share one set of limits.
+
+    A provider's key is random and long, so half of its SHA-256 can be known to anybody.
+    """
+    place = base_url or teacher.base_url or teacher.provider
+    whole = "\0".join((place, lane_key(teacher), teacher.model))
+    return hashlib.sha256(whole.encode()).hexdigest()[:32]

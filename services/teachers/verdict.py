@@ -1,23 +1,25 @@
 """What one HTTP answer means, decided by status and error code, never by message text.
 
-Sources: OpenAI error codes guide and help articles 6614457 and 5955604 (read 2026-11-23). A 429 may mean "slow
-down" or "no money left"; only the code tells.
+Sources: OpenAI error codes guide and help articles 6614457 and 5955604; platform.claude.com errors and rate limits
+pages (all read 2026-11-23). A 429 may mean "slow down" or "no money left"; only the code tells.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from schemas.call import Verdict, VerdictKind
+from schemas.call import RateHint, Verdict, VerdictKind
 
 OUT_OF_MONEY = {
-    "insufficient_quota",
-    "credit_balance_exhausted",
-    "organization_spend_limit_exceeded",
-    "project_spend_limit_exceeded",
-    "organization_usage_limit_exceeded",
-    "billing_hard_limit_reached",
-}
+    "insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded",
+    "project_spend_limit_exceeded", "organization_usage_limit_exceeded", "billing_hard_limit_reached",
+    "billing_error", "enforced_spend_limit_reached", "contract_spend_limit_reached",
+}  # fmt: skip
+RAMP = {"slow_down", "ramp_limit_exceeded"}
+POLICY = {"content_filter", "content_policy_violation", "moderation_blocked", "invalid_prompt"}
+TOO_LONG = {"context_length_exceeded", "string_above_max_length", "request_too_large"}
+AUTH = {"organization_on_hold", "authentication_error", "permission_error", "invalid_api_key"}
 LONGEST_WAIT_S = 120.0  # a server that asks for more is asked again after this
 
 
@@ -25,10 +27,17 @@ def error_of(body: bytes) -> dict[str, Any]:
     """The `error` object of a body, or an empty one."""
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     error = found.get("error") if isinstance(found, dict) else None
     return error if isinstance(error, dict) else {"message": error} if isinstance(error, str) else {}
+
+
+def codes_of(error: Mapping[str, Any]) -> list[str]:
+    """The error's codes, the most telling first: Anthropic's details.error_code, then `code`, then `type`."""
+    details = error.get("details")
+    inner = details.get("error_code") if isinstance(details, dict) else None
+    return [str(code) for code in (inner, error.get("code"), error.get("type")) if code]
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -47,19 +56,50 @@ def classify(status: int, body: bytes, headers: Mapping[str, str]) -> Verdict:
     """The verdict on a complete HTTP answer."""
     if 200 <= status < 300:
         return Verdict(VerdictKind.ANSWERED)
-    error = error_of(body)
-    code = str(error.get("code") or error.get("type") or "")
+    codes = codes_of(error_of(body))
     # The provider's message may quote the prompt or a masked key, so detail keeps the code alone.
-    detail = f"HTTP {status}" + (f" {code[:60]}" if code else "")
-    wait = retry_after(headers)
-    if status in (401, 403):
-        return Verdict(VerdictKind.AUTH, detail)
-    if status == 402 or str(error.get("code")) in OUT_OF_MONEY or str(error.get("type")) in OUT_OF_MONEY:
-        return Verdict(VerdictKind.OUT_OF_MONEY, detail)
+    detail = f"HTTP {status}" + (f" {codes[0][:60]}" if codes else "")
+    return Verdict(_kind(status, set(codes)), detail, retry_after(headers))
+
+
+def _kind(status: int, codes: set[str]) -> VerdictKind:
+    if status == 402 or codes & OUT_OF_MONEY:
+        return VerdictKind.OUT_OF_MONEY
+    if status in (401, 403) or codes & AUTH:
+        return VerdictKind.AUTH
     if 300 <= status < 400 or status in (404, 405):
-        return Verdict(VerdictKind.MISDIRECTED, detail)
+        return VerdictKind.MISDIRECTED
+    if codes & RAMP:
+        return VerdictKind.RAMP_LIMITED
     if status == 429:
-        return Verdict(VerdictKind.RATE_LIMITED, detail, wait)
-    if status in (408, 409) or status >= 500:
-        return Verdict(VerdictKind.TRANSIENT, detail, wait)
-    return Verdict(VerdictKind.BAD_REQUEST, detail)
+        return VerdictKind.RATE_LIMITED
+    if status in (503, 529):
+        return VerdictKind.OVERLOADED
+    if status in (408, 409, 425) or status >= 500:
+        return VerdictKind.TRANSIENT
+    if codes & POLICY:
+        return VerdictKind.REFUSED
+    return VerdictKind.TOO_LARGE if status == 413 or codes & TOO_LONG else VerdictKind.BAD_REQUEST
+
+
+def hint_of(headers: Mapping[str, str], names: Mapping[str, tuple[str, str]]) -> RateHint | None:
+    """Limits in `headers`; `names` maps ours to the wire's (limit, remaining). Gateways send -1, 0 and nonsense where
+    they know nothing: a limit that is not above 0 counts as absent, and its `remaining` with it."""
+    limits, remaining = {}, {}
+    for name, (limit_name, remaining_name) in names.items():
+        limit = _number(headers.get(limit_name))
+        if limit is None or limit <= 0:
+            continue
+        limits[name] = limit
+        left = _number(headers.get(remaining_name))
+        if left is not None and 0 <= left <= limit:
+            remaining[name] = left
+    return RateHint(limits, remaining) if limits else None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

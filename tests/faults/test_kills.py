@@ -46,7 +46,7 @@ def test_kill_9_of_the_process_group_costs_only_the_calls_in_flight(
 ) -> None:
     rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(400)])
     in_flight = 12
-    with teacher_server(tmp_path, "--latency", "0.1") as teacher:
+    with teacher_server("--latency", "0.1") as teacher:
         spec = job(rows, teachers=[lane(teacher, limits={"concurrency": in_flight})])
         run = tmp_path / "run"
         process = half_way(limbeck, spec, run, teacher, 150)
@@ -57,7 +57,7 @@ def test_kill_9_of_the_process_group_costs_only_the_calls_in_flight(
         assert done.returncode == 0, done.stderr
         bill = teacher.bill()
     said = manifest(run)
-    assert said["rows"]["accepted"] == 400 == bill["distinct"]
+    assert said["rows"]["accepted"] == 400 == bill["unique"]
     assert bill["repeated"] <= in_flight
     assert said["calls"]["reused"] >= 150 - in_flight
 
@@ -68,7 +68,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_run_goes_on(
     import psutil
 
     rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(300)])
-    with teacher_server(tmp_path, "--latency", "0.1") as teacher:
+    with teacher_server("--latency", "0.1") as teacher:
         spec = job(rows, teachers=[lane(teacher, limits={"concurrency": 12})])
         run = tmp_path / "run"
         process = half_way(limbeck, spec, run, teacher, 60)
@@ -88,7 +88,7 @@ def test_a_run_whose_feed_is_killed_says_so_and_goes_on_when_it_is_run_again(
     import psutil
 
     rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(200)])
-    with teacher_server(tmp_path, "--latency", "0.1") as teacher:
+    with teacher_server("--latency", "0.1") as teacher:
         spec = job(rows, teachers=[lane(teacher, limits={"concurrency": 12})])
         run = tmp_path / "run"
         process = half_way(limbeck, spec, run, teacher, 60)
@@ -108,7 +108,7 @@ def test_ctrl_c_finishes_the_calls_in_flight_and_pays_for_none_twice(
     limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
     rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(300)])
-    with teacher_server(tmp_path, "--latency", "0.1") as teacher:
+    with teacher_server("--latency", "0.1") as teacher:
         spec = job(rows, teachers=[lane(teacher, limits={"concurrency": 8})])
         run = tmp_path / "run"
         process = half_way(limbeck, spec, run, teacher, 60)
@@ -123,7 +123,7 @@ def test_ctrl_c_finishes_the_calls_in_flight_and_pays_for_none_twice(
 
 def test_a_stop_between_two_stages_ends_the_run(limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path) -> None:
     seeds = jsonl([{"id": f"s{i}", "instruction": f"Do useful thing number {i}."} for i in range(6)])
-    with teacher_server(tmp_path, "--latency", "1") as teacher:
+    with teacher_server("--latency", "1") as teacher:
         spec = job(
             seeds,
             pipeline="instruct",

@@ -59,7 +59,7 @@ def test_no_call_reaches_the_teacher_where_the_last_row_is_bad(
     limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
     rows = jsonl([*({"id": i, "input": f"question {i}"} for i in range(300)), "{oops"])
-    with teacher_server(tmp_path) as teacher:
+    with teacher_server() as teacher:
         lane = {"provider": "openai", "model": "m", "free": True, "base_url": teacher.base_url}
         line = refused(limbeck, "run", job(rows, teachers=[lane]), "--out", tmp_path / "run")
         assert "rows.jsonl:301" in line

@@ -1,6 +1,8 @@
 """Money, call keys, errors."""
 
+import math
 import pickle
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -8,20 +10,31 @@ from hypothesis import strategies as st
 
 from schemas import errors
 from schemas.call import Call, Message, Sampling, call_key
-from schemas.money import Price, Usage, micro_usd
+from schemas.money import Price, Usage, micro_of, nano_usd
 
 tokens = st.integers(0, 10**9)
 
 
-@given(tokens, tokens)
-def test_the_ledger_is_never_below_the_bill_and_less_than_a_micro_dollar_above(asked: int, given_: int) -> None:
-    cost = Price(0.40, 1.60).cost(Usage(asked, given_))
-    exact = (asked * 40 + given_ * 160) / 100
-    assert exact - 1e-3 <= cost < exact + 1.001
+@given(st.lists(st.tuples(tokens, tokens), max_size=30))
+def test_the_sum_of_a_run_agrees_with_the_bill_to_the_micro_dollar(calls: list[tuple[int, int]]) -> None:
+    price, whole = Price(0.40, 1.60), Usage()
+    ledger = 0
+    for asked, given_ in calls:
+        ledger += price.cost(Usage(asked, given_))
+        whole = whole + Usage(asked, given_)
+    exact = Fraction(whole.input_tokens * 40 + whole.output_tokens * 160, 100)  # micro-dollars
+    assert micro_of(ledger) == math.ceil(exact)
 
 
-def test_dollars_become_whole_micro_dollars() -> None:
-    assert micro_usd(0.29) == 290_000
+@given(tokens, tokens, st.integers(1, 10**8), st.integers(1, 10**8))
+def test_the_ledger_is_never_below_the_bill_nor_a_nano_dollar_above(asked: int, given_: int, a: int, b: int) -> None:
+    cost = Price(a / 10**6, b / 10**6).cost(Usage(asked, given_))
+    exact = Fraction(asked * a + given_ * b, 1000)
+    assert exact <= cost < exact + 1
+
+
+def test_dollars_become_whole_nano_dollars() -> None:
+    assert nano_usd(0.29) == 290_000_000
 
 
 def call(**changes: object) -> Call:
@@ -39,6 +52,7 @@ def test_the_row_is_no_part_of_the_key_and_everything_else_is() -> None:
         call(sampling=Sampling(0.7, 11, 0)),
         call(sampling=Sampling(0.7, 10, 1)),
         call(sample=1),
+        call(schema="{}"),
     ]
     assert len({base, *(c.content() for c in changed)}) == len(changed) + 1
     assert call_key("a", base) != call_key("b", base)

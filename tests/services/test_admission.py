@@ -1,135 +1,231 @@
-"""Rates, calls in flight and money, on a clock that the test turns."""
+"""Rates and calls in flight, on a clock that the test turns, against limiters of several kinds."""
 
+import random
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from simulation import Provider, Simulation
 
-from schemas.lane import Limits
+from schemas.call import RateHint
+from schemas.money import Amount
 from services.admission.bucket import Bucket
-from services.admission.governor import Admission, Demand, Settled
-from services.admission.purse import Purse
+from services.admission.pool import LEASE_S, Charging, Pool, Report
 from services.admission.window import START, Window
+from services.fanout.size import Demand
+
+WORKERS = {"a": "run", "b": "run"}
+FOUR = dict.fromkeys("abcd", "run")
+TWO_RUNS = {"a": "first", "b": "first", "c": "second", "d": "second"}
+MEASURED = (5.0, 60.0)
 
 
-@given(st.integers(1, 60_000), st.lists(st.tuples(st.floats(0, 0.5), st.integers(1, 500)), max_size=60))
-def test_a_bucket_never_lets_through_more_than_the_rate_and_one_second_s_worth(
-    per_minute: int, steps: list[tuple[float, int]]
+def demand(max_tokens: int) -> Demand:
+    return Demand(100, max_tokens, Amount(), max_tokens)
+
+
+def unequal(rng: random.Random) -> int:
+    return rng.randint(20, 180)
+
+
+def simulated(
+    provider: Provider, workers: dict[str, str], limits: dict[str, float], max_tokens: int = 200
+) -> Simulation:
+    simulation = Simulation(provider, workers, limits, demand(max_tokens), unequal)
+    simulation.run(MEASURED[1])
+    return simulation
+
+
+@pytest.mark.parametrize("burst_s", [1.0, 60.0], ids=["second", "minute"])
+@pytest.mark.parametrize("headers", [True, False], ids=["headers", "silent"])
+@pytest.mark.parametrize("workers", [WORKERS, FOUR, TWO_RUNS], ids=["two", "four", "runs"])
+def test_a_request_limit_is_used_whole_and_never_broken(burst_s: float, headers: bool, workers: dict[str, str]) -> None:
+    provider = Provider({"requests": 6000}, burst_s, headers=headers)
+    simulation = simulated(provider, workers, {"requests": 6000})
+    assert simulation.used(*MEASURED, 6000, tokens=False) >= 0.97
+    assert simulation.refused_share <= 0.005
+    assert max(provider.served_in_any_minute()) <= 6000
+
+
+@pytest.mark.parametrize("gives_back", [True, False], ids=["actual", "reserved"])
+@pytest.mark.parametrize("headers", [True, False], ids=["headers", "silent"])
+@pytest.mark.parametrize("workers", [WORKERS, FOUR, TWO_RUNS], ids=["two", "four", "runs"])
+def test_a_token_limit_is_used_whole_however_the_provider_counts(
+    gives_back: bool, headers: bool, workers: dict[str, str]
 ) -> None:
-    bucket, now, taken, largest = Bucket(per_minute, 0.0), 0.0, 0.0, 0
-    for pause, amount in steps:
-        now += pause
-        now += bucket.wait(amount, now) + 1e-9
-        assert bucket.wait(amount, now) == 0
-        bucket.take(amount, now)
-        taken, largest = taken + amount, max(largest, amount)
-        # A single demand beyond the bucket is let through in debt, so it may exceed the burst by itself.
-        assert taken <= bucket.capacity + now * per_minute / 60 + largest + 1e-3
+    provider = Provider({"tokens": 600_000}, gives_back=gives_back, headers=headers)
+    simulation = simulated(provider, workers, {"tokens": 600_000})
+    # A provider that neither says what is left nor gives back what was not used is learned from its refusals.
+    learned_by_refusals = not headers and not gives_back
+    assert simulation.used(*MEASURED, 600_000, tokens=True) >= (0.9 if learned_by_refusals else 0.97)
+    assert simulation.refused_share <= (0.01 if learned_by_refusals else 0.005)
 
 
-def test_the_full_rate_is_used_from_the_first_second() -> None:
-    bucket, now, sent = Bucket(6000, 0.0), 0.0, 0
-    while now < 10:
-        if (wait := bucket.wait(1, now)) > 0:
-            now += wait
-        else:
-            bucket.take(1, now)
-            sent += 1
-    assert 1000 <= sent <= 1101
+def test_answers_far_below_max_tokens_do_not_waste_the_limit() -> None:
+    simulation = simulated(Provider({"tokens": 600_000}), WORKERS, {"tokens": 600_000}, max_tokens=2_000)
+    assert simulation.pool.charging is Charging.LIVE  # learned: the server counts what is used
+    assert simulation.used(*MEASURED, 600_000, tokens=True) >= 0.97
 
 
-def test_a_window_grows_while_it_is_full_and_cuts_once_an_episode() -> None:
-    window = Window()
-    for _ in range(200):
-        window.answered(in_flight=window.size)
-    grown = window.size
-    assert grown > START
-    window.refused(now=10.0)
-    window.refused(now=10.5)
-    assert window.size == int(grown * 0.7) or window.size == int((grown + 1) * 0.7)
-    window.refused(now=12.0)
-    assert window.size < grown * 0.6
+def test_two_runs_on_one_account_get_half_each() -> None:
+    simulation = simulated(Provider({"requests": 6000}), TWO_RUNS, {"requests": 6000})
+    first, second = (sum(n for w, n in simulation.sent.items() if TWO_RUNS[w] == run) for run in ("first", "second"))
+    assert abs(first - second) <= 0.1 * first
 
 
-def test_a_window_that_is_not_full_does_not_grow_and_a_fixed_one_never_changes() -> None:
-    idle, fixed = Window(), Window(8)
-    for _ in range(500):
-        idle.answered(in_flight=2)
-        fixed.answered(in_flight=8)
-        fixed.refused(now=1.0)
-    assert idle.size == START
-    assert fixed.size == 8
+def test_a_limit_that_nobody_named_is_learned_from_the_headers_at_once() -> None:
+    simulation = simulated(Provider({"requests": 6000}), WORKERS, {})
+    assert simulation.used(*MEASURED, 6000, tokens=False) >= 0.97
+    assert simulation.refused_share <= 0.005
 
 
-def lease(admission: Admission, cost: int, count: int, now: float = 0.0, settled: Settled = Settled()) -> int:
-    admission.settle("w", 0, settled, now)
-    return admission.lease("w", 0, [Demand(10, 10, cost)] * count, now).calls
+def test_a_limit_that_is_lower_than_the_spec_says_is_found_without_headers() -> None:
+    simulation = simulated(Provider({"requests": 3000}, headers=False), WORKERS, {"requests": 6000})
+    assert simulation.used(*MEASURED, 3000, tokens=False) >= 0.9
+    assert simulation.refused_share <= 0.05
 
 
-def test_a_lease_stops_at_the_last_call_that_the_budget_covers() -> None:
-    admission = Admission([Limits()], Purse(limit=1000), 0.0)
-    assert lease(admission, 300, 5) == 3
-    # While calls are out their unused money may come back, so the lane waits; once none are, it is over.
-    waiting = admission.lease("w", 0, [Demand(1, 1, 300)], 0.0)
-    assert waiting.wait_s > 0 and not waiting.exhausted
-    admission.settle("w", 0, Settled(reserved=900, cost=900), 0.0)
-    assert admission.lease("w", 0, [Demand(1, 1, 300)], 0.0).exhausted
+def test_where_nothing_is_known_calls_in_flight_find_their_level() -> None:
+    provider = Provider({}, in_flight_limit=50, headers=False)
+    simulation = simulated(provider, WORKERS, {})
+    possible = 50 / provider.latency_s * (MEASURED[1] - MEASURED[0])
+    served = sum(1 for when, amount in provider.admitted if when >= MEASURED[0] and amount == 100)
+    assert served >= 0.7 * possible
+    assert simulation.refused_share <= 0.05
 
 
-def test_a_budget_of_zero_pays_for_nothing_and_lets_free_calls_through() -> None:
-    admission = Admission([Limits()], Purse(limit=0), 0.0)
-    assert lease(admission, 1, 1) == 0
-    assert lease(admission, 0, 4) == 4
+def report(worker: str, run: str = "run", wanted: float = 1e6, **fields: object) -> Report:
+    values: dict[str, object] = {
+        "run": run, "worker": worker, "limits": {"requests": 600.0}, "concurrency": None,
+        "wanted": {"requests": wanted} if wanted else {}, "returned": {}, **fields,
+    }  # fmt: skip
+    return Report(**values)  # type: ignore[arg-type]
 
 
-def test_a_dead_worker_s_reservation_becomes_what_its_segment_says() -> None:
-    admission = Admission([Limits()], Purse(limit=1000), 0.0)
-    assert lease(admission, 400, 2) == 2
-    admission.settle("w", 0, Settled(reserved=400, cost=150), 0.0)
-    admission.bury("w", cost=150 + 400)
-    assert (admission.purse.spent, admission.purse.reserved) == (550, 0)
-
-
-class MoneyMachine(RuleBasedStateMachine):
-    """Workers reserve, settle and die in any order; the limit holds at every step."""
-
-    LIMIT = 5_000
+class Minutes(RuleBasedStateMachine):
+    """Workers come, ask, return, fall silent; no minute ever holds more than the limit."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.admission = Admission([Limits()], Purse(limit=self.LIMIT), 0.0)
-        self.out: dict[str, list[int]] = {"a": [], "b": [], "c": []}
-        self.paid: dict[str, int] = dict.fromkeys(self.out, 0)
-        self.bill = 0
+        self.now, self.pool = 0.0, Pool(0.0)
+        self.held = dict.fromkeys("abc", 0.0)
+        self.sent: list[tuple[float, float]] = []
 
-    @rule(worker=st.sampled_from("abc"), costs=st.lists(st.integers(0, 900), min_size=1, max_size=5))
-    def reserve(self, worker: str, costs: list[int]) -> None:
-        granted = self.admission.lease(worker, 0, [Demand(1, 1, cost) for cost in costs], 0.0).calls
-        self.out[worker] += costs[:granted]
+    @rule(seconds=st.floats(0, 20))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
 
-    @precondition(lambda self: any(self.out.values()))
-    @rule(data=st.data())
-    def settle(self, data: st.DataObject) -> None:
-        worker = data.draw(st.sampled_from([w for w, calls in self.out.items() if calls]))
-        reserved = self.out[worker].pop()
-        cost = data.draw(st.integers(0, reserved))
-        self.bill += cost
-        self.paid[worker] += cost
-        self.admission.settle(worker, 0, Settled(reserved, cost), 0.0)
+    @rule(worker=st.sampled_from("abc"), wanted=st.integers(0, 2_000), spent=st.floats(0, 1))
+    def renew(self, worker: str, wanted: int, spent: float) -> None:
+        used = int(self.held[worker] * spent)
+        self.sent.append((self.now, used))
+        back = self.held[worker] - used
+        grant = self.pool.renew(report(worker, wanted=wanted, returned={"requests": back}), self.now)
+        self.held[worker] = grant.amounts.get("requests", 0.0)
 
-    @precondition(lambda self: any(self.out.values()))
-    @rule(data=st.data())
-    def die(self, data: st.DataObject) -> None:
-        worker = data.draw(st.sampled_from([w for w, calls in self.out.items() if calls]))
-        in_doubt = sum(self.out[worker])
-        self.bill += in_doubt  # at worst every one of them was answered and paid for
-        self.admission.bury(worker, self.paid[worker] + in_doubt)
-        self.out[worker], self.paid[worker] = [], 0
+    @rule(worker=st.sampled_from("abc"))
+    def die(self, worker: str) -> None:
+        self.sent.append((self.now, self.held[worker]))  # at worst all of its lease left
+        self.held[worker] = 0.0
+        self.pool.forget(worker)
 
     @invariant()
-    def the_bill_never_exceeds_the_limit_nor_the_books(self) -> None:
-        assert self.bill <= self.admission.purse.spent <= self.LIMIT
-        assert self.admission.purse.spent + self.admission.purse.reserved <= self.LIMIT
+    def no_minute_holds_more_than_the_limit(self) -> None:
+        out = sum(self.held.values())
+        assert sum(amount for when, amount in self.sent if when > self.now - 60) + out <= 600 + 1e-6
 
 
-TestMoney = MoneyMachine.TestCase
-TestMoney.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestMinutes = Minutes.TestCase
+TestMinutes.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["x", "y"]), st.floats(0, 1), st.integers(0, 200)), max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_a_bucket_never_grants_more_than_its_rate_and_burst(steps: list[tuple[str, float, int]]) -> None:
+    bucket, now, granted = Bucket(6000, 0.0), 0.0, 0.0
+    for worker, pause, wanted in steps:
+        now += pause
+        bucket.refill({"x": 0.5, "y": 0.5}, now)
+        granted += bucket.grant(worker, wanted, now)
+        assert granted <= 10 + now * 100 + bucket.capacity + 1e-6
+
+
+def test_what_one_run_leaves_lying_the_other_may_take() -> None:
+    pool, now, got = Pool(0.0), 0.0, 0.0
+    for number in range(400):
+        now += 0.25
+        if number % 4 == 0:
+            pool.renew(report("idle", "second", wanted=1), now)
+        got += pool.renew(report("busy", "first"), now).amounts["requests"]
+    assert got >= 0.85 * 10 * now
+
+
+def test_a_worker_that_is_not_heard_of_leaves_its_share_of_the_window_to_the_others() -> None:
+    pool = Pool(0.0)
+    for _ in range(3):
+        first = pool.renew(report("a", concurrency=10, limits={}), 0.1).window
+        second = pool.renew(report("b", concurrency=10, limits={}), 0.1).window
+    assert (first, second) == (5, 5)
+    assert pool.renew(report("b", concurrency=10, limits={}), 0.2 + LEASE_S).window == 10
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 12), st.booleans()), min_size=1, max_size=60))
+def test_shares_of_a_window_never_add_up_to_more_than_the_window(steps: list[tuple[str, int, bool]]) -> None:
+    pool, windows, now = Pool(0.0), dict.fromkeys("abcd", 0), 0.0
+    for worker, flying, wants in steps:
+        now += 0.01
+        in_flight = min(flying, windows[worker])
+        told = report(worker, wanted=float(wants), in_flight=in_flight, concurrency=12, limits={})
+        windows[worker] = pool.renew(told, now).window
+        assert sum(windows.values()) <= 12
+
+
+def test_a_server_s_figure_bounds_what_is_handed_out_and_never_raises_it() -> None:
+    pool = Pool(0.0)
+    pool.renew(report("a"), 0.0)
+    low = pool.renew(report("a", hint=RateHint({"requests": 600.0}, {"requests": 0.0})), 1.0)
+    assert low.amounts["requests"] == 0
+    high = pool.renew(report("a", hint=RateHint({"requests": 600.0}, {"requests": 600.0})), 1.1)
+    assert high.amounts["requests"] <= 2
+    raised = pool.renew(report("a", hint=RateHint({"requests": 60_000.0}, {})), 1.2)
+    assert raised.amounts["requests"] <= 2  # the spec's smaller limit stands
+
+
+def test_a_ramp_limit_slows_the_lane_and_holds_it_there() -> None:
+    pool, now = Pool(0.0), 0.0
+    for _ in range(40):
+        now += 0.25
+        pool.renew(report("a"), now)
+    pool.renew(report("a", ramp=3), now)
+    got, start = 0.0, now
+    for _ in range(240):
+        now += 0.25
+        got += pool.renew(report("a"), now).amounts["requests"]
+    assert 0.6 * 10 * (now - start) <= got <= 0.8 * 10 * (now - start)
+
+
+def test_a_window_doubles_until_the_first_refusal_and_then_feels_its_way() -> None:
+    window = Window()
+    for _ in range(4):
+        window.answered(window.size, in_flight=window.size, now=0.0)
+    assert window.size == START * 16
+    window.refused(now=10.0)
+    window.refused(now=10.5)
+    cut = window.size
+    assert cut == int(START * 16 * 0.7)
+    window.answered(cut + 1, in_flight=cut, now=11.0)
+    assert cut < window.size < cut * 1.1
+    window.refused(now=12.0)
+    assert window.size < cut
+
+
+def test_a_window_that_is_not_full_does_not_grow_and_a_fixed_one_never_changes() -> None:
+    idle, fixed, held = Window(), Window(8), Window()
+    held.hold(5.0)
+    for _ in range(50):
+        idle.answered(10, in_flight=2, now=1.0)
+        fixed.answered(10, in_flight=8, now=1.0)
+        held.answered(10, in_flight=16, now=1.0)
+        fixed.refused(now=1.0)
+    assert (idle.size, fixed.size, held.size) == (START, 8, START)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import SpecError
+from schemas.money import Amount
 from services.journal.frame import Frame, Kind, encode
 from services.journal.index import JournalIndex
 from services.journal.writer import JournalWriter, wait_for_writers
@@ -20,7 +21,7 @@ BODIES = st.one_of(st.binary(max_size=200), st.just(b"LBJ1" * 7))
 
 
 def answered(key: bytes, body: bytes, attempt: bytes = b"a" * 16, cost: int = 0) -> Frame:
-    return Frame(Kind.ANSWERED, key, attempt, {"cost": cost, "in": 3, "out": 2}, body)
+    return Frame(Kind.ANSWERED, key, attempt, {"nano_usd": cost, "in": 3, "out": 2}, body)
 
 
 def segment(root: Path, data: bytes, name: str = "000001-1-0000") -> None:
@@ -81,11 +82,12 @@ def test_a_damaged_byte_costs_its_own_frame_alone(
 
 def test_a_call_that_was_sent_and_never_came_back_counts_as_spent(tmp_path: Path) -> None:
     writer = JournalWriter(tmp_path, "000001-1-0000")
-    writer.append(Frame(Kind.SENT, b"k" * 32, b"1" * 16, {"reserved": 700}))
+    writer.append(Frame(Kind.SENT, b"k" * 32, b"1" * 16, {"nano_usd": 700, "tokens": 9}))
     writer.append(answered(b"k" * 32, b"{}", b"1" * 16, cost=300))
-    writer.append(Frame(Kind.SENT, b"l" * 32, b"2" * 16, {"reserved": 900}))
+    writer.append(Frame(Kind.SENT, b"l" * 32, b"2" * 16, {"nano_usd": 900, "tokens": 50}))
     totals = JournalIndex(tmp_path).totals
-    assert (totals.cost, totals.in_doubt, totals.answered) == (1200, 1, 1)
+    assert (totals.in_doubt, totals.answered) == (1, 1)
+    assert totals.amount == Amount(1200, 5 + 50, 2)
     writer.close()
 
 
@@ -110,7 +112,7 @@ from services.journal.writer import JournalWriter
 writer = JournalWriter(Path(sys.argv[1]), sys.argv[2])
 for number in range(10**9):
     key = number.to_bytes(32, "big")
-    writer.append(Frame(Kind.ANSWERED, key, b"a" * 16, {"cost": 0}, b"x" * 4000))
+    writer.append(Frame(Kind.ANSWERED, key, b"a" * 16, {"nano_usd": 0}, b"x" * 4000))
     print(number, flush=True)
 """
 

@@ -13,10 +13,12 @@ from schemas.call import Call, Message, Reply, Sampling, VerdictKind
 from schemas.errors import SpecError
 from schemas.lane import Teacher
 from schemas.money import Usage
-from services.teachers.chat import ChatAdapter, decode, usage_of
-from services.teachers.credentials import lane_key, resolve_key
+from services.teachers.adapter import DIALECTS, decode, dialect_of, open_adapter
+from services.teachers.chat import Chat
+from services.teachers.credentials import credential_id, lane_key, resolve_key
+from services.teachers.dialect import is_strict
 from services.teachers.scripted import ScriptedAdapter
-from services.teachers.verdict import classify
+from services.teachers.verdict import classify, hint_of
 
 CALL = Call("r", (Message("user", "hi"),), Sampling(0.5, 32, 3))
 LLAMA = (
@@ -31,7 +33,7 @@ LLAMA = (
     [
         (200, {}, VerdictKind.ANSWERED),
         (429, {"code": "rate_limit_exceeded", "type": "requests"}, VerdictKind.RATE_LIMITED),
-        (429, {"code": "slow_down"}, VerdictKind.RATE_LIMITED),
+        (429, {"code": "slow_down"}, VerdictKind.RAMP_LIMITED),
         (429, {"code": "insufficient_quota", "type": "insufficient_quota"}, VerdictKind.OUT_OF_MONEY),
         (429, {"code": "credit_balance_exhausted", "type": "insufficient_quota"}, VerdictKind.OUT_OF_MONEY),
         (429, {"code": None, "type": "insufficient_quota"}, VerdictKind.OUT_OF_MONEY),
@@ -40,9 +42,23 @@ LLAMA = (
         (403, {}, VerdictKind.AUTH),
         (404, {"code": "model_not_found"}, VerdictKind.MISDIRECTED),
         (307, {}, VerdictKind.MISDIRECTED),
-        (400, {"code": "context_length_exceeded"}, VerdictKind.BAD_REQUEST),
+        (400, {"code": "context_length_exceeded"}, VerdictKind.TOO_LARGE),
+        (400, {"code": "invalid_value"}, VerdictKind.BAD_REQUEST),
         (500, {}, VerdictKind.TRANSIENT),
-        (503, {"code": "server_is_overloaded"}, VerdictKind.TRANSIENT),
+        (503, {"code": "server_is_overloaded"}, VerdictKind.OVERLOADED),
+        (504, {"type": "timeout_error"}, VerdictKind.TRANSIENT),
+        (400, {"code": "content_policy_violation"}, VerdictKind.REFUSED),
+        (413, {"type": "request_too_large"}, VerdictKind.TOO_LARGE),
+        (529, {"type": "overloaded_error"}, VerdictKind.OVERLOADED),
+        (429, {"type": "rate_limit_error"}, VerdictKind.RATE_LIMITED),
+        (
+            429,
+            {"type": "rate_limit_error", "details": {"error_code": "enforced_spend_limit_reached"}},
+            VerdictKind.OUT_OF_MONEY,
+        ),
+        (429, {"type": "rate_limit_error", "details": {"error_code": "ramp_limit_exceeded"}}, VerdictKind.RAMP_LIMITED),
+        (402, {"type": "billing_error"}, VerdictKind.OUT_OF_MONEY),
+        (400, {"type": "invalid_request_error", "details": {"error_code": "organization_on_hold"}}, VerdictKind.AUTH),
     ],
 )
 def test_an_answer_is_judged_by_status_and_code(status: int, error: dict[str, Any], kind: VerdictKind) -> None:
@@ -70,9 +86,9 @@ def test_a_verdict_repeats_nothing_that_the_server_quoted() -> None:
 
 
 def test_a_llama_cpp_answer_is_decoded_with_its_usage() -> None:
-    answer = decode(LLAMA)
+    answer = Chat.decode(LLAMA)
     assert (answer.text, answer.finish) == ("The sky", "length")
-    assert usage_of(LLAMA) == Usage(39, 2)
+    assert Chat.usage(LLAMA) == Usage(39, 2)
 
 
 @pytest.mark.parametrize(
@@ -85,15 +101,15 @@ def test_a_llama_cpp_answer_is_decoded_with_its_usage() -> None:
     ],
 )  # fmt: skip
 def test_a_body_that_is_no_answer_is_described_and_never_raises(body: bytes) -> None:
-    answer = decode(body)
+    answer = Chat.decode(body)
     assert answer.text is None
     assert answer.problem
-    assert usage_of(body) is None
+    assert Chat.usage(body) is None
 
 
 def test_text_that_utf_8_cannot_hold_is_made_storable() -> None:
     body = b'{"choices":[{"message":{"content":"a\\ud800b"},"finish_reason":"stop"}]}'
-    assert decode(body).text == "a?b"
+    assert Chat.decode(body).text == "a?b"
 
 
 async def served(handler: Any, teacher: dict[str, Any], call: Call = CALL) -> tuple[Reply, list[dict[str, Any]]]:
@@ -106,15 +122,17 @@ async def served(handler: Any, teacher: dict[str, Any], call: Call = CALL) -> tu
         return response
 
     app = web.Application()
-    app.router.add_post("/v1/chat/completions", record)
+    for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages"):
+        app.router.add_post(path, record)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     assert site._server is not None
     port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
-    lane = Teacher(provider="openai", model="m", free=True, base_url=f"http://127.0.0.1:{port}/v1", **teacher)
-    adapter = ChatAdapter(lane)
+    fields: dict[str, Any] = {"provider": "openai", "model": "m", "free": True, **teacher}
+    path = "" if fields["provider"] == "anthropic" else "/v1"
+    adapter = open_adapter(Teacher(base_url=f"http://127.0.0.1:{port}{path}", **fields))
     try:
         return await adapter.send(call), seen
     finally:
@@ -150,6 +168,15 @@ async def hang(_: web.Request) -> web.Response:
     return web.Response()
 
 
+async def drip(request: web.Request) -> web.StreamResponse:
+    """A byte now and then, for ever: no single read ever times out."""
+    response = web.StreamResponse(headers={"content-length": "100000"})
+    await response.prepare(request)
+    while True:
+        await response.write(b" ")
+        await asyncio.sleep(0.05)
+
+
 def test_the_raw_bytes_come_back_and_the_request_is_what_compatible_servers_know() -> None:
     reply, seen = asyncio.run(served(good, {}))
     assert reply.body == LLAMA
@@ -163,18 +190,18 @@ def test_the_raw_bytes_come_back_and_the_request_is_what_compatible_servers_know
     ("handler", "kind"),
     [
         (redirect, VerdictKind.MISDIRECTED), (reset, VerdictKind.IN_DOUBT), (cut_short, VerdictKind.IN_DOUBT),
-        (hang, VerdictKind.IN_DOUBT),
+        (hang, VerdictKind.TIMEOUT), (drip, VerdictKind.TIMEOUT),
     ],
 )  # fmt: skip
 def test_a_fault_on_the_wire_becomes_a_verdict_and_one_request(handler: Any, kind: VerdictKind) -> None:
-    reply, seen = asyncio.run(served(handler, {"timeout_s": 0.5}))
+    reply, seen = asyncio.run(served(handler, {"timeout_s": 2}))
     assert reply.verdict.kind is kind
     assert len(seen) == 1
 
 
 def test_a_server_that_is_not_there_is_unreachable_and_costs_nothing() -> None:
     async def send() -> Reply:
-        adapter = ChatAdapter(Teacher(provider="openai", model="m", free=True, base_url="http://127.0.0.1:9/v1"))
+        adapter = open_adapter(Teacher(provider="openai", model="m", free=True, base_url="http://127.0.0.1:9/v1"))
         try:
             return await adapter.send(CALL)
         finally:
@@ -183,14 +210,15 @@ def test_a_server_that_is_not_there_is_unreachable_and_costs_nothing() -> None:
     assert asyncio.run(send()).verdict.kind is VerdictKind.UNREACHABLE
 
 
-def test_a_key_reaches_the_server_and_no_reply_of_any_kind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_key_reaches_the_server_and_no_reply_of_any_kind(tmp_path: Path, provider: str) -> None:
     key_file = tmp_path / "key"
     key_file.write_text("sk-canary-9\n")
 
     async def refuse(_: web.Request) -> web.Response:
         return web.json_response({"error": {"code": "invalid_api_key", "message": "bad sk-canary-9"}}, status=401)
 
-    reply, seen = asyncio.run(served(refuse, {"api_key": f"file:{key_file}"}))
+    reply, seen = asyncio.run(served(refuse, {"provider": provider, "api_key": f"file:{key_file}"}))
     assert seen[0]["headers"]["Authorization"] == "Bearer sk-canary-9"
     assert b"canary" not in pickle.dumps(reply.verdict)
 
@@ -207,4 +235,127 @@ def test_a_scripted_teacher_says_the_same_thing_every_time() -> None:
     first, again = (asyncio.run(ScriptedAdapter("s").send(CALL)) for _ in range(2))
     other = asyncio.run(ScriptedAdapter("s").send(Call("r", (Message("user", "ho"),), CALL.sampling)))
     assert first.body == again.body != other.body
-    assert "So the answer is" in (decode(first.body).text or "")
+    assert "So the answer is" in (decode("chat", first.body).text or "")
+
+
+SCHEMA = {
+    "type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False,
+}  # fmt: skip
+# As the providers' references and the installed packages' types show them (read 2026-11-23).
+RESPONSE = {
+    "id": "resp_1", "object": "response", "status": "completed", "model": "m", "incomplete_details": None,
+    "output": [
+        {"type": "reasoning", "id": "rs_1", "summary": []},
+        {"type": "message", "id": "msg_1", "status": "completed", "role": "assistant",
+         "content": [{"type": "output_text", "text": "Four", "annotations": []}]},
+    ],
+    "usage": {"input_tokens": 11, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": 70,
+              "output_tokens_details": {"reasoning_tokens": 64}, "total_tokens": 81},
+}  # fmt: skip
+MESSAGE = {
+    "id": "msg_1", "type": "message", "role": "assistant", "model": "m",
+    "content": [{"type": "thinking", "thinking": "2+2", "signature": "x"}, {"type": "text", "text": "Four"}],
+    "stop_reason": "end_turn", "stop_sequence": None,
+    "usage": {"input_tokens": 9, "cache_creation_input_tokens": 2, "cache_read_input_tokens": 1, "output_tokens": 5},
+}  # fmt: skip
+
+
+def body(shape: dict[str, Any], **changes: Any) -> bytes:
+    return json.dumps({**shape, **changes}).encode()
+
+
+def test_a_response_and_a_message_are_decoded_with_all_that_is_billed() -> None:
+    assert (decode("responses", body(RESPONSE)).text, decode("messages", body(MESSAGE)).text) == ("Four", "Four")
+    openai, anthropic = (DIALECTS[name](Teacher(provider="scripted")) for name in ("responses", "messages"))
+    assert openai.usage(body(RESPONSE)) == Usage(11, 70)
+    assert anthropic.usage(body(MESSAGE)) == Usage(12, 5)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "raw", "finish", "problem"),
+    [
+        ("responses", body(RESPONSE, status="incomplete", incomplete_details={"reason": "max_output_tokens"}),
+         "length", ""),
+        ("responses", body(RESPONSE, incomplete_details={"reason": "content_filter"}), "content_filter", "refused"),
+        ("responses", body(RESPONSE, output=[{"type": "message", "content": [{"type": "refusal", "refusal": "no"}]}]),
+         "stop", "refused: no"),
+        ("responses", body(RESPONSE, output=[]), "stop", "no text"),
+        ("responses", b'{"error": {}}', "", "not a response"),
+        ("responses", b"<html>", "", "not JSON"),
+        ("messages", body(MESSAGE, stop_reason="max_tokens"), "length", ""),
+        ("messages", body(MESSAGE, stop_reason="model_context_window_exceeded"), "length", ""),
+        ("messages", body(MESSAGE, stop_reason="refusal", stop_details={"category": "frontier_llm"}, content=[]),
+         "refusal", "refused: frontier_llm"),
+        ("messages", body(MESSAGE, content=None), "", "not a message"),
+        ("messages", b"[]", "", "not a message"),
+        ("messages", b"<html>", "", "not JSON"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_cut_refused_or_no_answer_says_so(
+    dialect: str, raw: bytes, finish: str, problem: str
+) -> None:
+    answer = decode(dialect, raw)
+    assert answer.finish == finish
+    assert problem in answer.problem and (answer.text is None) == bool(problem)
+
+
+def test_responses_and_messages_ask_as_their_providers_want_it() -> None:
+    call = Call("r", (Message("system", "short"), Message("user", "hi")), Sampling(0.5, 32, 3))
+    _, seen = asyncio.run(served(good, {"api": "responses"}, call))
+    assert seen[0]["body"] == {
+        "model": "m", "input": [{"role": "system", "content": "short"}, {"role": "user", "content": "hi"}],
+        "max_output_tokens": 32, "store": False, "temperature": 0.5,
+    }  # fmt: skip
+    _, seen = asyncio.run(served(good, {"provider": "anthropic"}, call))
+    assert seen[0]["body"] == {
+        "model": "m", "max_tokens": 32, "system": "short", "temperature": 0.5,
+        "messages": [{"role": "user", "content": "hi"}],
+    }  # fmt: skip
+    assert seen[0]["headers"]["x-api-key"] == "none" and seen[0]["headers"]["anthropic-version"]
+    own = DIALECTS["messages"](Teacher(provider="anthropic", model="claude-haiku-4-5"))
+    assert "temperature" not in own.request(call)  # current models answer 400 to it
+
+
+def test_a_schema_is_sent_as_structured_output_or_as_a_tool() -> None:
+    call = Call("r", (Message("user", "hi"),), Sampling(), schema=json.dumps(SCHEMA))
+    fields = {"provider": "openai", "model": "gpt-4.1"}
+    chat, responses = (DIALECTS[name](Teacher(**fields)).request(call) for name in ("chat", "responses"))
+    assert chat["response_format"]["json_schema"] == {"name": "answer", "strict": True, "schema": SCHEMA}
+    assert responses["text"]["format"]["schema"] == SCHEMA
+    own = DIALECTS["messages"](Teacher(provider="anthropic", model="claude-haiku-4-5")).request(call)
+    assert own["output_config"] == {"format": {"type": "json_schema", "schema": SCHEMA}}
+    compatible = Teacher(provider="anthropic", model="m", free=True, base_url="http://127.0.0.1:9")
+    assert DIALECTS["messages"](compatible).request(call)["tools"][0]["input_schema"] == SCHEMA
+    used = body(MESSAGE, stop_reason="tool_use", content=[{"type": "tool_use", "name": "answer", "input": {"n": 4}}])
+    assert decode("messages", used).text == '{"n": 4}'
+
+
+def test_strict_mode_is_asked_for_only_where_the_schema_allows_it() -> None:
+    assert is_strict(SCHEMA)
+    assert is_strict({"type": "array", "items": SCHEMA})
+    assert not is_strict({**SCHEMA, "required": []})
+    assert not is_strict({"type": "object", "properties": {"x": {"type": "object", "properties": {}}}})
+
+
+def test_limits_are_read_from_the_headers_of_both_providers_and_nonsense_is_not() -> None:
+    names = Chat(Teacher(provider="scripted")).rate_headers
+    sane = {"x-ratelimit-limit-requests": "500", "x-ratelimit-remaining-requests": "499"}
+    hint = hint_of(sane, names)
+    assert hint is not None and hint.limits == {"requests": 500.0} and hint.remaining == {"requests": 499.0}
+    for nonsense in ({}, {"x-ratelimit-limit-requests": "-1"}, {"x-ratelimit-limit-requests": "many"},
+                     {"x-ratelimit-limit-tokens": "0", "x-ratelimit-remaining-tokens": "0"}):  # fmt: skip
+        assert hint_of(nonsense, names) is None
+    odd = hint_of({**sane, "x-ratelimit-remaining-requests": "-1"}, names)
+    assert odd is not None and odd.remaining == {}
+
+
+def test_lanes_of_one_account_share_limits_and_their_name_holds_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A", "sk-canary-1")
+    monkeypatch.setenv("B", "sk-canary-1")
+    monkeypatch.setenv("C", "sk-canary-2")
+    lanes = [Teacher(provider="openai", model="gpt-4.1", api_key=f"env:{name}") for name in "ABC"]
+    one, same, other = (credential_id(lane, None) for lane in lanes)
+    assert one == same != other
+    assert "canary" not in one
+    assert credential_id(lanes[0].model_copy(update={"model": "gpt-4o"}), None) != one
+    assert [dialect_of(lane) for lane in lanes] == ["chat"] * 3

@@ -1,0 +1,300 @@
+"""One account's limits, shared by every worker of every run that uses it. Plain; the actor round it is `governor`.
+
+A worker renews a few times a second: it says what it sent, what it has left and what it wants, and gets amounts that
+it may spend until the next time. Amounts are handed out, never rates, so what all workers together may send is exact,
+and a worker that dies takes at most one such amount with it.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+from schemas.call import RateHint
+from services.admission.bucket import Bucket
+from services.admission.window import Window
+
+Seconds = float
+Amounts = Mapping[str, float]  # by `requests`, `tokens`, `input`, `output`
+
+PERIOD_S = 0.25  # between two renewals of a busy worker
+LEASE_S = 2.0  # how long a lease may be used, and how long a worker that is not heard of counts
+EPISODE_S = 1.0
+ENOUGH = 20  # calls that an episode needs to be judged by, unless it lasts ten times as long
+MANY = 0.02  # refused of sent: beyond jitter
+FLOOD = 0.1  # refused of sent: something is wrong with what is believed of the limits
+SLOWER, RAMP_SLOWER = 0.95, 0.75
+RECOVERY = 0.005  # of the limit a second
+GUESS, PROBE = 0.95, 1.03  # of the answers that came while others were refused; what is tried next, each second
+RICH_S = 3.0  # of waiting for tokens that the server says are there
+RAMP_HOLD_S = 900.0  # OpenAI: at most half as much again in 15 minutes (rate limits guide, read 2026-11-23)
+
+
+class Charging(IntEnum):
+    """What a server takes from a token limit for a call, from lenient to strict."""
+
+    LIVE = 0  # what was used, when it was used
+    REFUND = 1  # input and max_tokens at once; what was not used comes back with the answer
+    KEEP = 2  # input and max_tokens at once, for good
+
+
+class Report(NamedTuple):
+    """What a worker says when it renews. Counts since the last time."""
+
+    run: str
+    worker: str
+    limits: dict[str, float]
+    concurrency: int | None
+    wanted: dict[str, float]  # to add to what it keeps; {} where it wants nothing
+    returned: dict[str, float]
+    in_flight: int = 0
+    peak: int = 0
+    answered: int = 0
+    refused: int = 0
+    ramp: int = 0
+    overloaded: int = 0
+    retry_after: Seconds = 0.0
+    hint: RateHint | None = None
+    hint_age: Seconds = 0.0
+    unused: float = 0.0  # tokens that answered calls could have used but did not
+    closed: str = ""  # why no call of this account can succeed
+
+
+class Grant(NamedTuple):
+    """What a worker may do for `LEASE_S` seconds."""
+
+    amounts: dict[str, float]
+    capacity: dict[str, float]  # of each limit; a larger demand may be sent once this much is held
+    window: int
+    charging: Charging
+    pause_s: Seconds
+    closed: str = ""  # another worker of the run found that no call can succeed
+
+
+@dataclass(slots=True)
+class Client:
+    """One worker as last heard of."""
+
+    run: str
+    seen_at: Seconds
+    asking: bool
+    window: int
+    limits: dict[str, float]
+    concurrency: int | None
+    peak: int
+
+
+@dataclass(slots=True)
+class Pool:
+    """Buckets for the limits that are known, a window for the rest."""
+
+    started: Seconds
+    charging: Charging = Charging.REFUND
+    _buckets: dict[str, Bucket] = field(default_factory=dict)
+    _learned: dict[str, float] = field(default_factory=dict)
+    _window: Window = field(default_factory=Window)
+    _cap: int | None = None
+    _clients: dict[str, Client] = field(default_factory=dict)
+    _closed: dict[str, str] = field(default_factory=dict)
+    _episode_at: Seconds = 0.0
+    _answered: int = 0
+    _refused: int = 0
+    _guess: float | None = None
+    _ramp_until: Seconds = float("-inf")
+    _pause_until: Seconds = float("-inf")
+    _recovered_at: Seconds = 0.0
+    _unused: float = 0.0
+    _short: float = 0.0
+    _rich_since: Seconds | None = None
+    _short_at: Seconds = float("-inf")
+
+    def renew(self, report: Report, now: Seconds) -> Grant:
+        """Take a report in and hand out what there is."""
+        self._note(report, now)
+        self._apply_limits(now)
+        asking = self._asking(now)
+        for bucket in self._buckets.values():
+            bucket.refill(asking, now)
+        for name, amount in report.returned.items():
+            if name in self._buckets:
+                self._buckets[name].give_back(report.worker, amount, now)
+        self._listen(report, now)
+        self._learn(report, now)
+        window = self._share_of_window(report, now)
+        pause = max(0.0, self._pause_until - now)
+        amounts = {} if pause else self._amounts(report, now)
+        capacity = {name: bucket.capacity for name, bucket in self._buckets.items()}
+        return Grant(amounts, capacity, window, self.charging, pause, self._closed.get(report.run, ""))
+
+    def forget(self, worker: str) -> None:
+        """A worker is gone; what it held is counted as spent."""
+        self._clients.pop(worker, None)
+
+    def is_idle(self, now: Seconds, since_s: Seconds) -> bool:
+        """Whether nobody has asked for `since_s` seconds."""
+        last = max((c.seen_at for c in self._clients.values()), default=self.started)
+        return now - last > since_s
+
+    def _note(self, report: Report, now: Seconds) -> None:
+        if report.closed:
+            self._closed[report.run] = report.closed
+        known = self._clients.get(report.worker)
+        self._clients[report.worker] = Client(
+            report.run, now, bool(report.wanted) or report.in_flight > 0,
+            max(known.window if known else 0, report.in_flight), report.limits, report.concurrency, report.peak,
+        )  # fmt: skip
+        for worker in [w for w, c in self._clients.items() if now - c.seen_at > 30 * LEASE_S]:
+            del self._clients[worker]
+
+    def _alive(self, now: Seconds) -> list[Client]:
+        return [c for c in self._clients.values() if now - c.seen_at <= LEASE_S]
+
+    def _asking(self, now: Seconds) -> dict[str, float]:
+        """Weights of the workers that want something: even over runs, then over a run's workers."""
+        crews = Counter(c.run for c in self._alive(now) if c.asking)
+        return {
+            worker: 1 / (len(crews) * crews[c.run])
+            for worker, c in self._clients.items()
+            if c.asking and now - c.seen_at <= LEASE_S
+        }
+
+    def _apply_limits(self, now: Seconds) -> None:
+        """The smallest of what the live specs say and the server's headers teach."""
+        alive = self._alive(now)
+        limits: dict[str, float] = dict(self._learned)
+        if self._guess is not None:
+            limits.setdefault("requests", self._guess)
+        for client in alive:
+            for name, value in client.limits.items():
+                limits[name] = min(value, limits.get(name, value))
+        for name, value in limits.items():
+            if name not in self._buckets:
+                self._buckets[name] = Bucket(value, now, whole=name == "requests")
+            self._buckets[name].per_minute = value
+        for name in [name for name in self._buckets if name not in limits]:
+            del self._buckets[name]
+        if self._buckets:
+            self._window.open()
+        caps = [c.concurrency for c in alive if c.concurrency is not None]
+        cap = min(caps) if caps else None
+        if cap != self._cap:
+            self._cap, self._window = cap, Window(cap)
+
+    def _listen(self, report: Report, now: Seconds) -> None:
+        """Take in what the server's headers say: its limits, and an upper bound of what is left."""
+        hint = report.hint
+        if hint is None:
+            return
+        self._learned.update(hint.limits)
+        for name, remaining in hint.remaining.items():
+            if bucket := self._buckets.get(name):
+                gap = bucket.bound(remaining, report.hint_age, now)
+                if name == "tokens":
+                    self._learn_charging(gap, bucket, now)
+
+    def _learn_charging(self, gap: float, bucket: Bucket, now: Seconds) -> None:
+        """Whether the server takes max_tokens from the limit, and gives back what was not used. If it is stricter than
+        is believed, its figure falls short of ours by just what was not used; if it is more lenient, its figure stays
+        well above ours while we wait."""
+        if self.charging is not Charging.KEEP:
+            self._short += max(0.0, -gap)
+            if self._unused > bucket.per_second / 4 and self._short > 0.5 * self._unused:
+                self._charge(Charging(self.charging + 1))
+            elif self._unused > bucket.per_second * 4:
+                self._unused, self._short = self._unused / 2, self._short / 2
+        if self.charging is not Charging.LIVE:
+            starving = now - self._short_at < EPISODE_S and gap > 0.4 * bucket.per_second
+            self._rich_since = (self._rich_since or now) if starving else None
+            if self._rich_since is not None and now - self._rich_since > RICH_S:
+                self._charge(Charging(self.charging - 1))
+
+    def _charge(self, charging: Charging) -> None:
+        self.charging, self._rich_since, self._short, self._unused = charging, None, 0.0, 0.0
+
+    def _learn(self, report: Report, now: Seconds) -> None:
+        """Adapt to refusals: shorter bursts, then a smaller share of the limit; the window where none is known."""
+        self._unused += report.unused
+        self._answered += report.answered
+        self._refused += report.refused
+        peak = sum(c.peak for c in self._alive(now))
+        self._window.answered(report.answered, peak, now)
+        if report.overloaded:
+            self._window.hold(now + EPISODE_S)
+        if report.ramp:
+            self._slow_for_ramp(now)
+        if report.refused and not self._buckets:
+            self._window.refused(now)
+            self._pause_until = max(self._pause_until, now + report.retry_after)
+        past = now - self._episode_at
+        if past >= EPISODE_S and (self._answered + self._refused >= ENOUGH or past >= 10 * EPISODE_S):
+            self._judge_episode(report.retry_after, past, now)
+        if now >= self._ramp_until:
+            for bucket in self._buckets.values():
+                bucket.recover(RECOVERY * min(1.0, now - self._recovered_at))
+        self._recovered_at = now
+
+    def _judge_episode(self, retry_after: Seconds, past: Seconds, now: Seconds) -> None:
+        sent = self._answered + self._refused
+        share = self._refused / max(1, sent)
+        if share > MANY:
+            self._slow_down(share, past)
+        elif self._guess is not None and not self._refused:
+            self._guess *= PROBE
+        if self._refused and self._buckets:
+            for bucket in self._buckets.values():
+                bucket.tighten()
+            if share > FLOOD and sent >= ENOUGH:
+                self._window.refused(now)
+                self._pause_until = max(self._pause_until, now + retry_after)
+        self._episode_at, self._answered, self._refused = now, 0, 0
+
+    def _slow_down(self, share: float, past: Seconds) -> None:
+        """Many refusals. Where no limit is known, what was answered beside them is the best guess of one."""
+        known = {name for name in self._buckets if name != "requests" or self._guess is None}
+        if not known:
+            answered = self._answered / past * 60
+            self._guess = max(1.0, GUESS * (answered if self._guess is None else min(answered, self._guess)))
+        elif "tokens" in known and self._unused and self.charging is not Charging.KEEP:
+            self._charge(Charging(self.charging + 1))
+        else:
+            for bucket in self._buckets.values():
+                bucket.slow(SLOWER * (1 - share))
+
+    def _slow_for_ramp(self, now: Seconds) -> None:
+        """Traffic rose too fast. Once a minute at most: calls in flight come back refused too."""
+        self._window.hold(now + RAMP_HOLD_S)
+        if now > self._ramp_until - RAMP_HOLD_S + 60.0:
+            self._window.refused(now)
+            for bucket in self._buckets.values():
+                bucket.slow(RAMP_SLOWER)
+            self._ramp_until = now + RAMP_HOLD_S
+
+    def _amounts(self, report: Report, now: Seconds) -> dict[str, float]:
+        """The same share of every limit that is wanted, so that none lies unused behind the scarcest."""
+        granted = {}
+        for name, bucket in self._buckets.items():
+            granted[name] = bucket.grant(report.worker, report.wanted.get(name, 0.0), now)
+        shares = [granted[name] / wanted for name, wanted in report.wanted.items() if wanted > 0 and name in granted]
+        least = min(shares, default=1.0)
+        if least < 1.0:
+            self._short_at = now
+        for name, bucket in self._buckets.items():
+            surplus = granted[name] - least * report.wanted.get(name, 0.0)
+            if surplus > 1e-9:
+                bucket.give_back(report.worker, surplus, now)
+                granted[name] -= surplus
+        return granted
+
+    def _share_of_window(self, report: Report, now: Seconds) -> int:
+        """This worker's part of the calls in flight: even over runs, then over a run's workers, and never more than
+        the others leave. A remainder goes to whoever asks first: with 10 calls for 4 workers, two get 3."""
+        me = self._clients[report.worker]
+        if not me.asking:
+            me.window = 0
+            return 0
+        fair = math.ceil(self._window.size * self._asking(now)[report.worker])
+        others = sum(c.window for c in self._alive(now) if c is not me)
+        me.window = max(report.in_flight, min(fair, self._window.size - others))
+        return me.window

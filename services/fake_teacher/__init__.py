@@ -1,0 +1,1 @@
+"""The shipped stand-in teacher: both providers' dialects on one port, real limits, faults on demand, its own bill."""

@@ -1,0 +1,192 @@
+"""What one worker may send now: its leases on the account's limits and on the run's money. Plain, clock injected.
+
+Both leases are spent call by call without asking anybody, and renewed a few times a second: what is left beyond the
+next period's need goes back, what is missing is asked for. A lease that could not be renewed runs out, so a worker
+that has lost its governor or its cashier stops rather than guesses.
+"""
+
+from dataclasses import dataclass, field
+
+from schemas.call import Reply, VerdictKind
+from schemas.money import Amount
+from services.admission.pool import LEASE_S, Charging, Grant, Report
+from services.fanout.size import Demand
+from services.ledger.books import NOTHING, Account, Advance
+
+Seconds = float
+AHEAD = 1.5  # periods' worth to hold, so that calls go on leaving while the next lease is asked for
+KNOWN = 20  # answers before their mean is used
+RATES = ("requests", "tokens", "input", "output")
+
+
+@dataclass(slots=True)
+class Counts:
+    """What came of calls since the last renewal."""
+
+    started: int = 0
+    peak: int = 0
+    answered: int = 0
+    refused: int = 0
+    ramp: int = 0
+    overloaded: int = 0
+    retry_after: Seconds = 0.0
+    unused: float = 0.0
+
+
+@dataclass(slots=True)
+class Allowance:
+    """One worker's leases. `governed` is False for a lane without a socket, `banked` for a run without a budget."""
+
+    run: str
+    worker: str
+    limits: dict[str, float]
+    concurrency: int | None
+    governed: bool
+    banked: bool
+    window: int = 0
+    in_flight: int = 0
+    _levels: dict[str, float] = field(default_factory=dict)
+    _capacity: dict[str, float] = field(default_factory=dict)
+    _charging: Charging = Charging.REFUND
+    _usual_output: float = 0.0  # tokens of an answer, a running mean
+    _answers: int = 0
+    _until: Seconds = float("-inf")
+    _bank_until: Seconds = float("-inf")
+    _pause_until: Seconds = float("-inf")
+    _idle: Amount = NOTHING
+    _flying: Amount = NOTHING
+    _spent: Amount = NOTHING
+    _counts: Counts = field(default_factory=Counts)
+    _reported_at: Seconds = float("-inf")
+    pace: float = 0.0  # calls that leave in a second, lately
+    _hint: Reply | None = None
+    _hint_sent_at: Seconds = 0.0
+
+    def may_start(self, demand: Demand, now: Seconds) -> bool:
+        """Whether a call that takes `demand` may leave now."""
+        if self.in_flight >= self.window or now < self._pause_until:
+            return False
+        if self.governed and now > self._until:
+            return False
+        if self.banked and (now > self._bank_until or not self._idle.covers(demand.money)):
+            return False
+        demand = self._rated(demand)
+        return all(
+            level >= min(demand.rate(name), self._capacity.get(name, 1.0)) - 1e-9
+            for name, level in self._levels.items()
+        )
+
+    def _rated(self, demand: Demand) -> Demand:
+        """What to take from the limits for a call: the most that it can use, or what one usually uses where the server
+        counts tokens as they are produced."""
+        if self._charging is Charging.LIVE and self._answers >= KNOWN:
+            return demand._replace(output_tokens=min(demand.output_tokens, int(self._usual_output * 1.1) + 1))
+        return demand
+
+    def start(self, demand: Demand) -> Demand:
+        """A call leaves; what to settle it with."""
+        demand = self._rated(demand)
+        self.in_flight += 1
+        self._counts.started += 1
+        self._counts.peak = max(self._counts.peak, self.in_flight)
+        for name in self._levels:
+            self._levels[name] -= demand.rate(name)
+        self._flying = self._flying.plus(demand.money)
+        if self.banked:
+            self._idle = self._idle.minus(demand.money)
+        return demand
+
+    def settle(self, demand: Demand, reply: Reply, cost: Amount, sent_at: Seconds) -> None:
+        """A call came back and cost `cost`; what it did not use is ours again."""
+        self.in_flight -= 1
+        self._flying = self._flying.minus(demand.money)
+        self._spent = self._spent.plus(cost)
+        if self.banked:
+            self._idle = self._idle.plus(demand.money.minus(cost))
+        self._count(reply)
+        if reply.hint is not None:
+            self._hint, self._hint_sent_at = reply, sent_at
+        if reply.verdict.kind is VerdictKind.ANSWERED and reply.usage is not None:
+            used = reply.usage
+            self._answers += 1
+            self._usual_output += (used.output_tokens - self._usual_output) / min(self._answers, 100)
+            demand = self._rated(demand)  # what the server never took does not come back
+            extra = Demand(demand.input_tokens - used.input_tokens, demand.output_tokens - used.output_tokens, NOTHING)
+            self._counts.unused += max(0, demand.ceiling - used.output_tokens)
+            for name in self._levels:
+                if name != "requests" and not (name == "tokens" and self._charging is Charging.KEEP):
+                    self._levels[name] += extra.rate(name)
+
+    def _count(self, reply: Reply) -> None:
+        counts, kind = self._counts, reply.verdict.kind
+        counts.answered += kind is VerdictKind.ANSWERED
+        counts.refused += kind is VerdictKind.RATE_LIMITED
+        counts.ramp += kind is VerdictKind.RAMP_LIMITED
+        counts.overloaded += kind in (VerdictKind.OVERLOADED, VerdictKind.TRANSIENT)
+        if kind is VerdictKind.RATE_LIMITED:
+            counts.retry_after = max(counts.retry_after, reply.verdict.retry_after or 0.0)
+
+    def report(self, waiting: int, typical: Demand | None, now: Seconds, closed: str = "") -> Report:
+        """What to tell the governor, for `waiting` calls of about the size of `typical`."""
+        counts, hint = self._counts, self._hint
+        ahead, typical = self._ahead(waiting), self._rated(typical) if typical else None
+        wanted, returned = {}, {}
+        for name, level in self._levels.items():
+            target = self._target(name, ahead, typical)
+            surplus = max(0.0, level - target) or min(0.0, level)
+            if surplus:
+                returned[name] = surplus
+                self._levels[name] -= surplus
+        for name in RATES:
+            short = self._target(name, ahead, typical) - self._levels.get(name, 0.0)
+            if short > 0:
+                wanted[name] = short
+        past, self._reported_at = now - self._reported_at, now
+        self.pace = max(counts.started / past, 0.7 * self.pace)
+        self._hint, self._counts = None, Counts()
+        return Report(
+            self.run, self.worker, self.limits, self.concurrency, wanted if waiting else {}, returned,
+            self.in_flight, counts.peak, counts.answered, counts.refused, counts.ramp, counts.overloaded,
+            counts.retry_after, hint.hint if hint else None, now - self._hint_sent_at, counts.unused, closed,
+        )  # fmt: skip
+
+    def _ahead(self, waiting: int) -> float:
+        """Calls to hold leases for: as many as may leave before the next renewal, and no more than wait."""
+        return min(waiting, max(1.0, AHEAD * self._counts.started, self.window - self.in_flight))
+
+    def _target(self, name: str, ahead: float, typical: Demand | None) -> float:
+        """What to hold of a limit for `ahead` calls: not more than a burst, lest the whole of it leaves at once."""
+        if typical is None or not ahead:
+            return 0.0
+        one = typical.rate(name)
+        return min(ahead * one, max(one, self._capacity.get(name, float("inf"))))
+
+    def granted(self, grant: Grant, asked_at: Seconds) -> None:
+        """The governor's answer to a report that was made at `asked_at`."""
+        self.window, self._charging, self._capacity = grant.window, grant.charging, grant.capacity
+        self._levels = {n: self._levels.get(n, 0.0) + grant.amounts.get(n, 0.0) for n in grant.capacity}
+        self._until = asked_at + LEASE_S
+        if grant.pause_s:
+            self._pause_until = max(self._pause_until, asked_at + grant.pause_s)
+
+    def account(self, waiting: int, next_call: Demand | None, now: Seconds) -> tuple[Account, Amount, Amount]:
+        """(sums, wanted, the next call's need) to tell the cashier. Idle money that cannot pay for the next call goes
+        back, for another worker may need just that; so does money of a lease that has run out."""
+        need = next_call.money if next_call and waiting else NOTHING
+        target = need.times(self._ahead(waiting))
+        keep = NOTHING
+        if waiting and now <= self._bank_until and self._idle.covers(need):
+            keep = Amount(*map(min, self._idle, target))
+        self._idle = keep
+        wanted = Amount(*(max(0, a - b) for a, b in zip(target, keep, strict=True)))
+        missing = Amount(*(max(0, a - b) for a, b in zip(need, keep, strict=True)))
+        return Account(self._spent, self._flying.plus(keep)), wanted, missing
+
+    def advanced(self, advance: Advance, asked_at: Seconds) -> None:
+        """The cashier's answer."""
+        self._idle = self._idle.plus(advance.amount)
+        self._bank_until = asked_at + LEASE_S
+
+    @property
+    def pause_until(self) -> Seconds:
+        return self._pause_until

@@ -1,0 +1,77 @@
+"""What tells one wire dialect from another. A new provider is one file with a `Dialect` and its recorded shapes."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from schemas.call import Answer, Call
+from schemas.money import Usage
+
+NAME = "answer"  # of the schema or the tool that structured output goes by
+
+
+class Dialect(Protocol):
+    """A provider's request and answer, as plain functions of bytes.
+
+    `rate_headers` maps our limit names to the (limit, remaining) headers of the wire. `decode` and `usage` never
+    raise: a paid answer is kept whatever it holds.
+    """
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def rate_headers(self) -> Mapping[str, tuple[str, str]]: ...
+
+    def request(self, call: Call) -> dict[str, Any]: ...
+
+    @staticmethod
+    def usage(body: bytes) -> Usage | None: ...
+
+    @staticmethod
+    def decode(body: bytes) -> Answer: ...
+
+
+def parsed(body: bytes) -> Any:
+    """The JSON value of a body, None where it is none."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def whole_number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def counted(found: Any, asked: str, given: str, *more_asked: str) -> Usage | None:
+    """Tokens under `usage` of a body, or None where it does not say: the reservation then stands."""
+    usage = found.get("usage") if isinstance(found, dict) else None
+    if not isinstance(usage, dict):
+        return None
+    into, out = whole_number(usage.get(asked)), whole_number(usage.get(given))
+    if into is None or out is None:
+        return None
+    return Usage(into + sum(whole_number(usage.get(name)) or 0 for name in more_asked), out)
+
+
+def storable(text: str) -> str:
+    """JSON can hold lone surrogates, UTF-8 and parquet cannot."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def is_strict(schema: Any) -> bool:
+    """Whether a schema lies in the subset that OpenAI's strict mode takes: closed objects, every property required."""
+    if isinstance(schema, list):
+        return all(is_strict(part) for part in schema)
+    if not isinstance(schema, dict):
+        return True
+    if "properties" in schema:
+        if schema.get("additionalProperties") is not False:
+            return False
+        if set(schema.get("required", ())) != set(schema["properties"]):
+            return False
+        if not all(is_strict(part) for part in schema["properties"].values()):
+            return False
+    rest = (part for key, part in schema.items() if key not in ("properties", "enum", "const", "default"))
+    return all(is_strict(part) for part in rest)

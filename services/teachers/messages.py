@@ -1,0 +1,76 @@
+"""Anthropic Messages, spoken by Anthropic and by compatible servers such as llama.cpp."""
+
+import json
+from typing import Any
+
+from schemas.call import Answer, Call
+from schemas.lane import Teacher
+from schemas.money import Usage
+from services.teachers.dialect import NAME, counted, parsed, storable
+
+CUT = ("max_tokens", "model_context_window_exceeded")
+
+
+class Messages:
+    """`POST /v1/messages`."""
+
+    name = "messages"
+    path = "/v1/messages"
+    rate_headers = {
+        ours: (f"anthropic-ratelimit-{wire}-limit", f"anthropic-ratelimit-{wire}-remaining")
+        for ours, wire in (
+            ("requests", "requests"), ("tokens", "tokens"), ("input", "input-tokens"), ("output", "output-tokens"),
+        )
+    }  # fmt: skip
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._model = teacher.model
+        self._compatible = teacher.base_url is not None
+
+    def request(self, call: Call) -> dict[str, Any]:
+        turns = [{"role": m.role, "content": m.content} for m in call.messages if m.role != "system"]
+        body: dict[str, Any] = {"model": self._model, "max_tokens": call.sampling.max_tokens, "messages": turns}
+        system = "\n\n".join(m.content for m in call.messages if m.role == "system")
+        if system:
+            body["system"] = system
+        # Anthropic's current models answer 400 to a temperature (migration guide of the SDK's 1.0, read 2026-11-23).
+        if self._compatible and call.sampling.temperature is not None:
+            body["temperature"] = call.sampling.temperature
+        if call.schema is not None:
+            self._structure(body, json.loads(call.schema))
+        return body
+
+    def _structure(self, body: dict[str, Any], schema: dict[str, Any]) -> None:
+        """Anthropic has `output_config.format`; compatible servers know tools: the answer is then a tool's input."""
+        if self._compatible:
+            body["tools"] = [{"name": NAME, "description": "Give the answer.", "input_schema": schema}]
+            body["tool_choice"] = {"type": "tool", "name": NAME}
+        else:
+            body["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+
+    @staticmethod
+    def usage(body: bytes) -> Usage | None:
+        cached = ("cache_creation_input_tokens", "cache_read_input_tokens")
+        return counted(parsed(body), "input_tokens", "output_tokens", *cached)
+
+    @staticmethod
+    def decode(body: bytes) -> Answer:
+        found = parsed(body)
+        if found is None:
+            return Answer(None, problem="the body is not JSON")
+        try:
+            reason = str(found["stop_reason"] or "")
+            texts = [part["text"] for part in found["content"] if part["type"] == "text"]
+            inputs = [part["input"] for part in found["content"] if part["type"] == "tool_use"]
+            details = found.get("stop_details") or {}
+            category = str(details.get("category") or reason)
+        except (KeyError, TypeError, AttributeError):
+            return Answer(None, problem="the body is not a message")
+        finish = "length" if reason in CUT else reason
+        if reason == "refusal":
+            return Answer(None, finish, f"refused: {category[:200]}")
+        if inputs:
+            return Answer(storable(json.dumps(inputs[0], ensure_ascii=False)), finish)
+        if not texts or not all(isinstance(text, str) for text in texts):
+            return Answer(None, finish, "the message has no text")
+        return Answer(storable("".join(texts)), finish)

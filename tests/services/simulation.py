@@ -1,0 +1,171 @@
+"""Workers, a pool and a provider's limiter on a clock that jumps from event to event: a minute in half a second."""
+
+import bisect
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from schemas.call import RateHint, Reply, Verdict, VerdictKind
+from schemas.money import Amount, Usage
+from services.admission.pool import PERIOD_S, Pool
+from services.fake_teacher.meter import Charge, Meters
+from services.fanout.allowance import Allowance
+from services.fanout.size import Demand
+
+SOONEST_S = 0.05
+
+
+@dataclass
+class Provider:
+    """A limiter with a burst of `burst_s` seconds. `gives_back`: unused max_tokens are not charged."""
+
+    limits: dict[str, float | None]
+    burst_s: float = 1.0
+    gives_back: bool = True
+    headers: bool = True
+    latency_s: float = 0.2
+    in_flight_limit: int | None = None
+    meters: Meters = field(init=False)
+    admitted: list[tuple[float, float]] = field(default_factory=list)  # (time, tokens charged)
+    produced: list[tuple[float, float]] = field(default_factory=list)  # tokens charged with the answer
+    refused: int = 0
+    in_flight: int = 0
+
+    def __post_init__(self) -> None:
+        self.meters = Meters(self.limits, self.burst_s, 0.0)
+
+    def served_in_any_minute(self) -> list[int]:
+        """Requests of the minute that ends with each request."""
+        times = [when for when, amount in self.admitted if amount]
+        return [at + 1 - bisect.bisect_right(times, when - 60) for at, when in enumerate(times)]
+
+    def take(self, demand: Demand, output: int, now: float) -> Reply | None:
+        """A refusal, or None where the call is served."""
+        most = demand.input_tokens + demand.output_tokens
+        charge = Charge(1.0, demand.input_tokens if self.gives_back else most, demand.input_tokens, 0.0)
+        over = self.in_flight_limit is not None and self.in_flight >= self.in_flight_limit
+        hit = None if over else self.meters.admit(charge, now)
+        if over or hit:
+            self.refused += 1
+            return Reply(Verdict(VerdictKind.RATE_LIMITED, "", 0.05 if over else hit[1] if hit else 0.0), 429)
+        self.in_flight += 1
+        self.admitted.append((now, charge.tokens))
+        return None
+
+    def answer(self, demand: Demand, output: int, now: float) -> Reply:
+        self.in_flight -= 1
+        if self.gives_back:
+            self.meters.take(Charge(0.0, output, 0.0, output), now)
+            self.produced.append((now, output))
+        hint = None
+        if self.headers:
+            for meter in self.meters.meters.values():
+                meter.refill(now)
+            found = self.meters.meters
+            hint = RateHint(
+                {n: m.per_minute for n, m in found.items()}, {n: max(0.0, m.level) for n, m in found.items()}
+            )
+        usage = Usage(demand.input_tokens, output)
+        return Reply(Verdict(VerdictKind.ANSWERED), 200, b"", usage, hint)
+
+
+class Simulation:
+    """`workers` maps a worker to its run. Every worker has calls without end."""
+
+    def __init__(
+        self, provider: Provider, workers: dict[str, str], limits: dict[str, float], demand: Demand,
+        output: Callable[[random.Random], int], concurrency: int | None = None, seed: int = 0,
+        jitter_s: float = 0.01,
+    ) -> None:  # fmt: skip
+        self.provider, self.demand, self.output = provider, demand, output
+        self.rng, self.jitter_s = random.Random(seed), jitter_s
+        self.pool = Pool(0.0)
+        self.now = 0.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+        self.sent: dict[str, int] = dict.fromkeys(workers, 0)
+        self.allowances = {
+            name: Allowance(run, name, limits, concurrency, governed=True, banked=False)
+            for name, run in workers.items()
+        }
+        self.resting = dict.fromkeys(workers, 0)
+        self._renewed_at = dict.fromkeys(workers, -1.0)
+        for name in workers:
+            self.at(self.rng.random() * 0.05, partial(self.renew, name))
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        self._number += 1
+        heapq.heappush(self._events, (when, self._number, action))
+
+    def run(self, seconds: float) -> None:
+        while self._events and self._events[0][0] <= seconds:
+            self.now, _, action = heapq.heappop(self._events)
+            action()
+        self.now = seconds
+
+    def stall(self, worker: str) -> bool:
+        """Whether this renewal comes late: a busy machine."""
+        return self.rng.random() < 0.05
+
+    def renew(self, name: str, again: bool = True) -> None:
+        allowance = self.allowances[name]
+        waiting = self.supply(name)
+        allowance.granted(self.pool.renew(allowance.report(waiting, self.demand, self.now), self.now), self.now)
+        self._renewed_at[name] = self.now
+        self.fill(name)
+        if again:
+            pause = PERIOD_S * (2 if self.stall(name) else 1)
+            self.at(self.now + pause, lambda: self.renew(name))
+
+    def supply(self, name: str) -> int:
+        """Calls at hand: as many as a worker takes on, less those that rest before another try."""
+        allowance = self.allowances[name]
+        room = allowance.window + max(16, allowance.window // 2)
+        return max(0, room - allowance.in_flight - self.resting[name])
+
+    def fill(self, name: str) -> None:
+        allowance = self.allowances[name]
+        while self.supply(name) and allowance.may_start(self.demand, self.now):
+            taken, sent_at = allowance.start(self.demand), self.now
+            self.sent[name] += 1
+            delay = self.rng.random() * self.jitter_s
+            self.at(self.now + delay, partial(self.arrive, name, taken, sent_at))
+        if allowance.in_flight < allowance.window and self.now - self._renewed_at[name] >= SOONEST_S:
+            self.renew(name, again=False)
+
+    def arrive(self, name: str, taken: Demand, sent_at: float) -> None:
+        output = self.output(self.rng)
+        refusal = self.provider.take(self.demand, output, self.now)
+        if refusal is not None:
+            self.at(self.now + 0.002, lambda: self.back(name, refusal, taken, sent_at))
+            return
+        latency = self.provider.latency_s * (0.5 + self.rng.random())
+        self.at(self.now + latency, lambda: self.answered(name, output, taken, sent_at))
+
+    def answered(self, name: str, output: int, taken: Demand, sent_at: float) -> None:
+        self.back(name, self.provider.answer(self.demand, output, self.now), taken, sent_at)
+
+    def back(self, name: str, reply: Reply, taken: Demand, sent_at: float) -> None:
+        self.allowances[name].settle(taken, reply, Amount(), sent_at)
+        if reply.verdict.kind is VerdictKind.RATE_LIMITED:
+            self.resting[name] += 1
+            self.at(self.now + self.rng.random() * 0.5 + (reply.verdict.retry_after or 0), lambda: self.rested(name))
+        self.fill(name)
+
+    def rested(self, name: str) -> None:
+        self.resting[name] -= 1
+        self.fill(name)
+
+    def used(self, start: float, end: float, limit: float, tokens: bool) -> float:
+        """The share of a limit a minute that was charged between two times."""
+        charges = [(when, amount if tokens else 1) for when, amount in self.provider.admitted]
+        charges += self.provider.produced if tokens else []
+        charged = sum(amount for when, amount in charges if start <= when < end)
+        return charged / (limit / 60 * (end - start))
+
+    @property
+    def refused_share(self) -> float:
+        served = sum(self.sent.values())
+        return self.provider.refused / max(1, served)

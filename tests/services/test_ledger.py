@@ -1,0 +1,171 @@
+"""The run's money: reserved, spent, given back, and never more of it than the cap, whatever dies."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from schemas.call import Reply, Verdict, VerdictKind
+from schemas.money import Amount
+from services.admission.pool import LEASE_S
+from services.fanout.allowance import Allowance
+from services.fanout.size import Demand
+from services.ledger.books import NOTHING, Account, Books, Caps
+
+ANSWERED = Reply(Verdict(VerdictKind.ANSWERED))
+
+
+def usd(nano: int) -> Amount:
+    return Amount(nano, 0, 0)
+
+
+def test_an_advance_covers_the_next_call_or_is_nothing() -> None:
+    books = Books(Caps(1000), NOTHING)
+    assert books.renew("a", Account(), usd(900), usd(300)).amount == usd(900)
+    refused = books.renew("b", Account(), usd(300), usd(300))
+    assert refused.amount == NOTHING and not refused.exhausted  # a's money may come back
+    books.renew("a", Account(spent=usd(750)), NOTHING, NOTHING)
+    assert books.renew("b", Account(), usd(300), usd(300)).exhausted
+    assert books.renew("b", Account(), usd(900), usd(250)).amount == usd(250)
+
+
+def test_two_workers_that_each_hold_half_a_call_s_money_do_not_wait_for_each_other() -> None:
+    books = Books(Caps(100), NOTHING)
+    books.renew("a", Account(held=usd(40)), NOTHING, NOTHING)
+    books.renew("b", Account(held=usd(40)), NOTHING, NOTHING)
+    assert books.renew("a", Account(), usd(60), usd(60)).amount == usd(60)
+
+
+def test_a_cap_of_zero_pays_for_nothing_and_lets_free_calls_through() -> None:
+    books = Books(Caps(0), NOTHING)
+    assert books.renew("a", Account(), usd(5), usd(5)).exhausted
+    free = books.renew("a", Account(), Amount(0, 10, 1), Amount(0, 10, 1))
+    assert free.amount == Amount(0, 10, 1)
+
+
+@pytest.mark.parametrize("caps", [Caps(calls=3), Caps(tokens=30)])
+def test_calls_and_tokens_are_caps_too(caps: Caps) -> None:
+    books = Books(caps, NOTHING)
+    one = Amount(0, 10, 1)
+    assert books.renew("a", Account(), one.times(5), one).amount.covers(one.times(3))
+    books.renew("a", Account(spent=one.times(3)), NOTHING, NOTHING)
+    assert books.renew("a", Account(spent=one.times(3)), one, one).exhausted
+
+
+def test_a_report_that_comes_twice_changes_nothing() -> None:
+    books = Books(Caps(1000), usd(100))
+    for _ in range(3):
+        books.renew("a", Account(usd(200), usd(50)), NOTHING, NOTHING)
+    assert books.total == usd(350)
+
+
+def test_a_lease_that_has_run_out_gives_its_money_up() -> None:
+    allowance = Allowance("run", "w", {}, None, governed=False, banked=True, window=4)
+    books, call = Books(Caps(1000), NOTHING), Demand(1, 1, usd(400))
+    account, wanted, need = allowance.account(2, call, now=0.0)
+    allowance.advanced(books.renew("w", account, wanted, need), 0.0)
+    assert allowance.may_start(call, 0.1)
+    assert not allowance.may_start(call, LEASE_S + 0.1)
+    account, _, _ = allowance.account(2, call, now=LEASE_S + 0.1)
+    assert account.held == NOTHING
+
+
+class Money(RuleBasedStateMachine):
+    """Workers lease, send, settle and die, and the cashier too; every cap holds against the true bill at every step."""
+
+    LIMIT = Amount(5_000, 800, 60)
+
+    @initialize()
+    def start(self) -> None:
+        self.now, self.silent_until = 0.0, 0.0
+        self.books = Books(Caps(*self.LIMIT), NOTHING)
+        self.workers: dict[str, Allowance] = {}
+        self.flying: dict[str, list[tuple[Demand, Demand]]] = {}
+        self.journal: dict[str, Amount] = {}  # of each segment: what is settled
+        self.born = 0
+        for _ in range(3):
+            self.hire()
+
+    def hire(self) -> None:
+        name = f"w{self.born}"
+        self.born += 1
+        self.workers[name] = Allowance("run", name, {}, None, governed=False, banked=True, window=1_000)
+        self.flying[name], self.journal[name] = [], NOTHING
+
+    def doubtful(self, name: str) -> Amount:
+        total = self.journal[name]
+        for demand, _ in self.flying.get(name, []):
+            total = total.plus(demand.money)
+        return total
+
+    @rule(data=st.data(), cost=st.integers(0, 900), tokens=st.integers(1, 90), waiting=st.integers(0, 6))
+    def renew(self, data: st.DataObject, cost: int, tokens: int, waiting: int) -> None:
+        name = data.draw(st.sampled_from(sorted(self.workers)))
+        call = Demand(1, 1, Amount(cost, tokens, 1))
+        account, wanted, need = self.workers[name].account(waiting, call, self.now)
+        if self.now < self.silent_until:
+            wanted = need = NOTHING
+        advance = self.books.renew(name, account, wanted, need)
+        lost = data.draw(st.booleans()) and data.draw(st.booleans())
+        if not lost:  # a reply may be lost on its way
+            self.workers[name].advanced(advance, self.now)
+        while self.workers[name].may_start(call, self.now) and data.draw(st.booleans()):
+            self.flying[name].append((call, self.workers[name].start(call)))
+
+    @rule(data=st.data(), share=st.floats(0, 1))
+    def settle(self, data: st.DataObject, share: float) -> None:
+        busy = sorted(name for name, calls in self.flying.items() if calls and name in self.workers)
+        if not busy:
+            return
+        name = data.draw(st.sampled_from(busy))
+        demand, taken = self.flying[name].pop()
+        cost = Amount(int(demand.money.nano_usd * share), int(demand.money.tokens * share), 1)
+        self.journal[name] = self.journal[name].plus(cost)
+        self.workers[name].settle(taken, ANSWERED, cost, self.now)
+
+    @rule(seconds=st.floats(0, 3))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def kill_a_worker(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.workers)))
+        del self.workers[name]
+        self.books.bury(name, self.doubtful(name))
+        self.hire()
+
+    @rule()
+    def kill_the_cashier(self) -> None:
+        self.books = Books.restored(Caps(*self.LIMIT), {name: self.doubtful(name) for name in self.journal})
+        self.silent_until = self.now + LEASE_S
+
+    @invariant()
+    def the_bill_is_within_every_cap(self) -> None:
+        bill = NOTHING
+        for name in getattr(self, "journal", {}):
+            bill = bill.plus(self.doubtful(name))  # at worst every call in flight is answered and paid for
+        assert self.LIMIT.covers(bill)
+
+
+TestMoney = Money.TestCase
+TestMoney.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=40))
+def test_a_budget_is_used_to_within_one_call(costs: list[int]) -> None:
+    """One worker, one call at a time: it stops only where the next call could pass the cap."""
+    books, allowance, now, spent = Books(Caps(3_000), NOTHING), None, 0.0, 0
+    allowance = Allowance("run", "w", {}, None, governed=False, banked=True, window=1)
+    for cost in costs:
+        call = Demand(1, 1, usd(400))
+        now += 0.01
+        account, wanted, need = allowance.account(1, call, now)
+        allowance.advanced(books.renew("w", account, wanted, need), now)
+        if not allowance.may_start(call, now):
+            assert spent + 400 > 3_000
+            return
+        taken = allowance.start(call)
+        allowance.settle(taken, ANSWERED, usd(cost), now)
+        spent += cost
+    assert spent <= 3_000
