@@ -1,14 +1,15 @@
 """Limbeck distils large language models into small ones, on Ray.
 
-`limbeck.run(spec, out)` and `limbeck.train(spec, out)` do what the commands of the same names do.
+`limbeck.plan(spec)`, `limbeck.run(spec, out)`, `limbeck.replay(spec, out)` and `limbeck.train(spec, out)` do what the
+commands of the same names do.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from limbeck.jobs import run, train
+    from limbeck.jobs import plan, replay, run, train
 
-__all__ = ["run", "train"]
+__all__ = ["plan", "replay", "run", "train"]
 
 
 def __getattr__(name: str) -> Any:

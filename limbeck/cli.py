@@ -126,6 +126,73 @@ def run(
 
 
 @app.command()
+def plan(
+    job: Annotated[Path, typer.Argument(help="A job spec in YAML.", metavar="JOB")],
+    pilot: Annotated[int | None, typer.Option(min=1, help="Not built yet.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures for a program.")] = False,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Check a job and count calls, tokens, dollars and hours for each teacher, before anything is spent.
+
+    Answers are as long as they please up to sampling.max_tokens, so figures come as a range. Rows that are too large
+    for every teacher's limits are named.
+    """
+
+    def work() -> None:
+        from limbeck.spec_file import load_job
+
+        if pilot is not None:
+            raise SpecError("--pilot is not built yet", "leave it out: the range then comes from the prompts alone")
+        spec = load_job(job, settings or [])
+        from rich.console import Console
+
+        from limbeck import jobs
+        from limbeck.outlook import as_dict, outlook
+
+        found = jobs.plan(spec)
+        if as_json:
+            print(json.dumps(as_dict(found), indent=2))
+        else:
+            Console(width=max(100, Console().width)).print(outlook(spec, found))
+        if found.too_large and spec.source.on_error == "fail":
+            raise SpecError(
+                f"{len(found.too_large):,} rows are too large for every teacher: {', '.join(found.too_large[:5])}",
+                "lower sampling.max_tokens, add a lane with higher limits, or set source.on_error: reject",
+            )
+
+    guarded(work, debug)
+
+
+@app.command()
+def replay(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    job: Annotated[Path, typer.Option("--job", help="The changed job spec.", metavar="JOB")],
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Parse, validate and curate a run's paid answers again under a changed spec. Pays nothing.
+
+    For a changed parser, check or curation step. Where the prompt changed too, rows without an answer are rejected as
+    `unanswered`, and `limbeck run` with the same spec asks for them.
+    """
+
+    def work() -> None:
+        from limbeck.spec_file import load_job
+
+        spec = load_job(job, settings or [])
+        from rich.console import Console
+
+        from limbeck import jobs
+        from limbeck.progress import summary
+
+        manifest = jobs.replay(spec, lasting(run_directory))
+        Console(width=max(80, Console().width)).print(summary(manifest, None, run_directory))
+
+    guarded(work, debug)
+
+
+@app.command()
 def train(
     spec: Annotated[Path, typer.Argument(help="A training spec in YAML.", metavar="SPEC")],
     out: Out,

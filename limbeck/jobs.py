@@ -1,12 +1,14 @@
 """The one place that strings generation and training together."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipelines.estimate import Estimate, estimate
 from pipelines.rundir import RunDirectory
 from pipelines.runner import Run, Watch
-from schemas.errors import LimbeckError
+from schemas.errors import LimbeckError, SpecError
 from schemas.job import JobSpec
 from schemas.manifest import Manifest
 from schemas.student import TrainingData, TrainingSpec
@@ -50,6 +52,33 @@ def run(
     finally:
         directory.close()
     return this.manifest
+
+
+def replay(spec: JobSpec, out: Path) -> Manifest:
+    """Parse, validate, curate and publish the journal of run `out` again under `spec`. Starts no Ray and pays nothing.
+
+    Rows whose prompt the journal does not answer are rejected as `unanswered`; a later `run` asks for them.
+    """
+    directory = RunDirectory(Path(out))
+    if directory.earlier() is None:
+        raise SpecError(f"{out} is not a run directory: it has no job.yaml", "name a --out of a run")
+    this = Run(spec, directory)
+    this.check()
+    directory.open(spec)
+    try:
+        this.replay()
+        this.finish()
+    finally:
+        directory.close()
+    return this.manifest
+
+
+def plan(spec: JobSpec) -> Estimate:
+    """Check a job and count its calls, tokens, dollars and hours, lane by lane. Starts nothing and pays nothing."""
+    with tempfile.TemporaryDirectory() as nowhere:
+        this = Run(spec, RunDirectory(Path(nowhere) / "run"))
+        this.check(sizes=False)
+        return estimate(spec, this.plan())
 
 
 def _check_training(spec: TrainingSpec) -> None:

@@ -40,6 +40,7 @@ class Progress:
         self._console = console or Console(stderr=True)
         self._work = work
         self._live: Live | None = None
+        self._noted = 0
         self._stage, self._stage_at, self._line_at, self._before = "", time.monotonic(), 0.0, 0
 
     def __enter__(self) -> "Progress":
@@ -54,6 +55,9 @@ class Progress:
 
     def __call__(self, manifest: Manifest) -> None:
         now = time.monotonic()
+        for note in manifest.notes[self._noted :]:
+            self._console.print(f"note: {note}", markup=False, soft_wrap=True)
+        self._noted = len(manifest.notes)
         entered = manifest.stage != self._stage
         if entered:
             self._stage, self._stage_at, self._before = manifest.stage, now, manifest.calls.answered

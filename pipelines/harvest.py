@@ -103,6 +103,11 @@ class Answers:
                 return frame, model, key.hex()
         return None
 
+    def has(self, call: Call) -> bool:
+        """Whether a call is paid for."""
+        content = call.content()
+        return any(call_key(model, content) in self.index for model in self.models)
+
     def failure(self, call: Call) -> Any | None:
         """The last failure of a call that no lane answered."""
         content = call.content()
@@ -112,14 +117,23 @@ class Answers:
         return None
 
 
-def harvest(plan: RowPlan, answers: Answers, read: Read, accepted: RowWriter, rejected: Rejections) -> int:
-    """Write every row of `plan` to one of the two; the number of rows that have no answer yet."""
+Missing = Callable[[Row, Call], Rejection | None]
+
+
+def harvest(
+    plan: RowPlan, answers: Answers, read: Read, missing: Missing, accepted: RowWriter, rejected: Rejections
+) -> int:
+    """Write every row of `plan` to one of the two; the number of rows left out because they have no answer yet.
+
+    `missing` says what a row without an answer is rejected for, or None where its answer may still come.
+    """
     pending = 0
     for row in plan.rows():
         if isinstance(row, Malformed):
             rejected.add(Rejection(row.id, "source", row.reason, f"{row.where}: {row.detail}", row.raw))
             continue
-        outcome = _outcome(plan.call(row), row, answers, read)
+        call = plan.call(row)
+        outcome = _outcome(call, row, answers, read) or missing(row, call)
         if outcome is None:
             pending += 1
         elif isinstance(outcome, Rejection):

@@ -118,6 +118,10 @@ class Responses:
         return {w.id: w for w in self.written}
 
 
+def plan_of(spec: JobSpec, duplicates: frozenset[int], written: tuple[Written, ...]) -> Responses:
+    return Responses(spec.source, duplicates, written, spec.prompt, sampling_of(spec))
+
+
 def sampling_of(spec: JobSpec) -> Sampling:
     return Sampling(spec.sampling.temperature, spec.sampling.max_tokens, spec.sampling.seed)
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from schemas.errors import SpecError
-from schemas.job import JobSpec, data_part
+from schemas.job import JobSpec, fixed_part, revisable_part
 from schemas.manifest import Manifest
 
 VERSIONS = ("limbeck", "ray", "openai", "pydantic", "pyarrow", "torch", "transformers", "xllamacpp")
@@ -42,9 +42,8 @@ class RunDirectory:
         """`SpecError` if the directory is not this spec's to use. Touches nothing."""
         if self.root.exists() and not self.root.is_dir():
             raise SpecError(f"--out {self.root} is a file", "name a folder")
-        if self.spec_file.exists():
-            before = _loaded(self.spec_file)
-            changed = differences(data_part(before), data_part(spec))
+        if (earlier := self.earlier()) is not None:
+            changed = differences(fixed_part(earlier), fixed_part(spec))
             if changed:
                 raise SpecError(
                     f"{self.root} was made by another spec: {'; '.join(changed[:3])}"
@@ -53,6 +52,15 @@ class RunDirectory:
                 )
         elif self.root.exists() and any(self.root.iterdir()):
             raise SpecError(f"{self.root} is not empty and not a run directory", "choose another --out")
+
+    def earlier(self) -> JobSpec | None:
+        """The spec of the last start, None before the first."""
+        return _loaded(self.spec_file) if self.spec_file.exists() else None
+
+    def changes(self, spec: JobSpec) -> list[str]:
+        """What of the data `spec` revises, against the last start."""
+        earlier = self.earlier()
+        return [] if earlier is None else differences(revisable_part(earlier), revisable_part(spec))
 
     def require_space(self, rows: int, free: Callable[[Path], int] | None = None) -> None:
         """`SpecError` if the disk cannot hold a run of `rows` rows. `free` gives the free bytes at a path."""

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from pipelines.harvest import (
     REJECTED,
     SCHEMAS,
     Answers,
+    Missing,
     Read,
     Rejections,
     RowPlan,
@@ -26,15 +27,18 @@ from pipelines.harvest import (
 )  # fmt: skip
 from pipelines.publish import Published, publish
 from pipelines.report import keep_for_report, write_report
+from pipelines.reuse import reuse
 from pipelines.rundir import RunDirectory, installed_versions, move_folder, replace_text
-from pipelines.source import Scan, scan
-from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError
+from pipelines.source import Row, Scan, scan
+from schemas.call import Call
+from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError, SpecError
 from schemas.job import Budget, Instruct, JobSpec
 from schemas.manifest import Manifest, Spend, State
 from schemas.money import NANO, nano_usd
 from schemas.record import Rejection
 from schemas.weights import gguf_weights
 from services.fanout.fleet import Fleet, tag_for
+from services.fanout.size import fits, worst_case
 from services.fanout.units import Plan, Progress
 from services.journal.index import JournalIndex, Totals
 from services.journal.writer import wait_for_writers
@@ -61,15 +65,18 @@ class Run:
     stopping: Callable[[], bool] = lambda: False
     manifest: Manifest = field(init=False)
     _scan: Scan = field(init=False)
+    _earlier: JobSpec | None = field(init=False, default=None)
+    _changes: list[str] = field(init=False, default_factory=list)
     _base: Totals = field(init=False)
     _done: Progress = field(init=False, default_factory=Progress)
     _sent_before: Progress = field(init=False, default_factory=Progress)
     _saved: float = field(init=False, default=0.0)
     _sending_s: float = field(init=False, default=0.0)
 
-    def check(self) -> None:
+    def check(self, sizes: bool = True) -> None:
         """Everything that can be wrong before the first call. Touches nothing; raises `SpecError`."""
         self.directory.check(self.spec)
+        self._earlier, self._changes = self.directory.earlier(), self.directory.changes(self.spec)
         for teacher in self.spec.teachers:
             lane_key(teacher)
             if teacher.provider == "embedded":
@@ -82,18 +89,48 @@ class Run:
         elif (wanted := self._instruct()).generate:
             pool = instruct.example_pool(self.spec.source, self._scan.duplicates, self.spec.sampling.seed)
             instruct.check_pool(pool, wanted)
+        if sizes:
+            self._check_sizes()
         self.directory.require_space(self._scan.rows + self._instruct().generate)
         self.manifest = self.directory.manifest() or Manifest(name=self.spec.name, pipeline=self.spec.pipeline)
-        self.manifest.rows.source = self._scan.rows
+        self.manifest.rows.source, self.manifest.notes = self._scan.rows, []
         self.manifest.seconds["scan"] = round(time.monotonic() - started, 3)
 
     @property
     def is_finished(self) -> bool:
-        """Whether an earlier start has published this run's dataset."""
-        return self.manifest.state == "finished"
+        """Whether an earlier start has published the dataset of just this spec."""
+        whole = "unanswered" not in self.manifest.rows.rejected
+        return self.manifest.state == "finished" and whole and not self._changes
 
     def _instruct(self) -> Instruct:
         return self.spec.instruct or Instruct()
+
+    def _check_sizes(self) -> None:
+        """`SpecError` for rows that no lane's limits can ever let through, unless rows may be rejected."""
+        limits = [limit for t in self.spec.teachers for name, limit in t.limits.rates.items() if name != "requests"]
+        first = next((call for _, call in sendable(self.plan())), None)
+        if self.spec.source.on_error == "reject" or not limits or first is None:
+            return
+        demand = worst_case(first, self.spec.teachers[0])
+        if demand.input_tokens + demand.output_tokens + self._scan.longest // 4 <= min(limits):
+            return  # not even the longest row with what this one has round it
+        large = [row.id for row, call in sendable(self.plan()) if not any(fits(call, t) for t in self.spec.teachers)]
+        if large:
+            shown = ", ".join(large[:3]) + (f" and {len(large) - 3} more" if len(large) > 3 else "")
+            raise SpecError(
+                f"rows too large for every lane's tokens a minute: {shown}",
+                "lower sampling.max_tokens, add a lane with higher limits, or set source.on_error: reject",
+            )
+
+    def plan(self) -> RowPlan:
+        """The calls of the source's rows, as far as they are known before anything is written by a teacher."""
+        return self._plan_of(self.spec, ())
+
+    def _plan_of(self, spec: JobSpec, written: Sequence[instruct.Written]) -> RowPlan:
+        if spec.pipeline == "cot":
+            return cot.plan_of(spec, self._scan.duplicates)
+        kept = tuple(written[: self._instruct().generate])
+        return instruct.plan_of(spec, self._scan.duplicates, kept)
 
     def generate(self) -> Manifest:
         """Run to a published dataset on the Ray that is connected.
@@ -102,18 +139,45 @@ class Run:
         """
         wait_for_writers(self.directory.journal)
         self._open_books()
+        if self._earlier is not None and self._changes:
+            self._say_what_is_reused(self._earlier)
         try:
             plan = self._fan_out()
         except (BudgetExhausted, LaneUnusable) as stop:
             self._fail(stop)
             if self.manifest.calls.answered or self.manifest.calls.failed:
-                self._publish(self._partial_plan())
+                self._publish(self._partial_plan(), self._too_large)
             raise
         except LimbeckError as error:
             self._fail(error)
             raise
-        self._publish(plan)
+        if pending := self._publish(plan, self._too_large):
+            raise LimbeckError(f"{pending} rows have no answer", "run the same command again")
         return self.manifest
+
+    def replay(self) -> Manifest:
+        """Parse, validate, curate and publish what the journal holds under this spec. Pays nothing."""
+        wait_for_writers(self.directory.journal)
+        self._open_books()
+        self._publish(self._partial_plan(), self._unanswered)
+        return self.manifest
+
+    def _too_large(self, row: Row, call: Call) -> Rejection | None:
+        if any(fits(call, teacher) for teacher in self.spec.teachers):
+            return None
+        return Rejection(row.id, "plan", "too_large", "more tokens than any lane's limits let through in a minute")
+
+    @staticmethod
+    def _unanswered(row: Row, call: Call) -> Rejection | None:
+        return Rejection(row.id, "replay", "unanswered", "the journal holds no answer to this prompt")
+
+    def _say_what_is_reused(self, earlier: JobSpec) -> None:
+        with self._answers() as answers:
+            written = self._all_written(answers)
+            now, before = self._plan_of(self.spec, written), self._plan_of(earlier, written)
+            self.manifest.notes = [reuse(now, before, self._changes, answers).line]
+        self.directory.save(self.manifest)
+        self.watch(self.manifest)
 
     def _open_books(self) -> None:
         before = self.manifest.calls
@@ -146,10 +210,7 @@ class Run:
             self.workers, tag_for(self.directory.journal),
         )  # fmt: skip
         with fleet:
-            if self.spec.pipeline == "cot":
-                plan: RowPlan = cot.plan_of(self.spec, self._scan.duplicates)
-            else:
-                plan = self._write_instructions(fleet)
+            plan = self.plan() if self.spec.pipeline == "cot" else self._write_instructions(fleet)
             with self.stage("responses" if self.spec.pipeline == "instruct" else "answers"):
                 self._send(fleet, plan)  # type: ignore[arg-type]
         if self._done.failed and not self._base.answered and not self._done.answered:
@@ -186,7 +247,7 @@ class Run:
             output_tokens=base.output_tokens + done.output_tokens + now.output_tokens,
         )
 
-    def _write_instructions(self, fleet: Fleet) -> instruct.Responses:
+    def _write_instructions(self, fleet: Fleet) -> RowPlan:
         """The first stage: ask until enough instructions are written, or `ROUNDS` rounds have passed."""
         wanted = self._instruct()
         written: list[instruct.Written] = []
@@ -198,12 +259,7 @@ class Run:
                         written += self._written(plan, answers)[0]
                     if len(written) >= wanted.generate:
                         break
-        return self._responses(written)
-
-    def _responses(self, written: list[instruct.Written]) -> instruct.Responses:
-        kept = tuple(written[: self._instruct().generate])
-        sampling = instruct.sampling_of(self.spec)
-        return instruct.Responses(self.spec.source, self._scan.duplicates, kept, self.spec.prompt, sampling)
+        return self._plan_of(self.spec, written)
 
     def _rounds(self, wanted: Instruct) -> Iterator[instruct.Instructions]:
         """Rounds of the same size, so that which calls exist never depends on timing."""
@@ -242,14 +298,14 @@ class Run:
 
     def _partial_plan(self) -> RowPlan:
         """What can be published of a run that stopped: instructions that were written, if any, and their answers."""
-        if self.spec.pipeline == "cot":
-            return cot.plan_of(self.spec, self._scan.duplicates)
-        written: list[instruct.Written] = []
-        if self._instruct().generate:
-            with self._answers() as answers:
-                for plan in self._rounds(self._instruct()):
-                    written += self._written(plan, answers)[0]
-        return self._responses(written)
+        with self._answers() as answers:
+            return self._plan_of(self.spec, self._all_written(answers))
+
+    def _all_written(self, answers: Answers) -> list[instruct.Written]:
+        """Every instruction that the journal holds, in call order."""
+        if not self._instruct().generate:
+            return []
+        return [item for plan in self._rounds(self._instruct()) for item in self._written(plan, answers)[0]]
 
     def _reader(self, plan: RowPlan) -> Read:
         checks = self.spec.validation
@@ -261,13 +317,13 @@ class Run:
         task = self.spec.prompt.task
         return lambda row, answer, teacher, key, raw: cot.read_answer(row, answer, task, checks, teacher, key, raw)
 
-    def _publish(self, plan: RowPlan) -> None:
-        """Journal to rows to dataset. Each file is built aside and moved into place whole."""
+    def _publish(self, plan: RowPlan, missing: Missing) -> int:
+        """Journal to rows to dataset; the rows that were left out. Files are built aside and moved into place whole."""
         staged, rejected_folder = self.directory.work / "accepted.parquet", self.directory.scratch("rejected")
         rejected = Rejections(RowWriter(rejected_folder / "part-00000.parquet", REJECTED))
         with self.stage("harvest"), self._answers() as answers:
             accepted = RowWriter(staged, SCHEMAS[self.spec.pipeline])
-            harvest(plan, answers, self._reader(plan), accepted, rejected)
+            pending = harvest(plan, answers, self._reader(plan), missing, accepted, rejected)
             accepted.close()
             generated = self._instruction_rejections(plan, answers, rejected)
             self._exact_counts(answers.index.totals)
@@ -282,6 +338,7 @@ class Run:
         self._tally(published, rejected, generated)
         keep_for_report(self.directory, published, shown)
         self.describe()
+        return pending
 
     def _exact_counts(self, totals: Totals) -> None:
         """Money and tokens from the journal, which no crash can falsify."""
@@ -330,6 +387,11 @@ class Run:
         """All stages are through."""
         self.manifest.state, self.manifest.stage = "finished", ""
         self.describe()
+
+
+def sendable(plan: RowPlan) -> Iterator[tuple[Row, Call]]:
+    """The rows of a plan that can be asked, with their calls."""
+    return ((row, plan.call(row)) for row in plan.rows() if isinstance(row, Row))
 
 
 def caps_of(budget: Budget | None) -> Caps:

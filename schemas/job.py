@@ -147,23 +147,18 @@ class JobSpec(Strict):
         return self
 
 
-DATA_KEYS = (
-    "pipeline",
-    "source",
-    "sampling",
-    "cascade",
-    "prompt",
-    "validate",
-    "curate",
-    "instruct",
-    "faithful",
-)
+FIXED = ("pipeline", "source", "sampling", "cascade", "instruct", "faithful")
+REVISABLE = ("prompt", "validate", "curate")
 
 
-def data_part(spec: JobSpec) -> dict[str, Any]:
-    """The part of a spec that decides the data. A run directory belongs to one value of it for good;
-    limits, budget, keys, publishing and training may change between two starts of the same run."""
+def fixed_part(spec: JobSpec) -> dict[str, Any]:
+    """The part of a spec that a run directory belongs to for good: with another one it is another run."""
     whole = spec.model_dump(mode="json", by_alias=True)
-    part = {key: whole[key] for key in DATA_KEYS}
-    part["teachers"] = [teacher.name for teacher in spec.teachers]
-    return part
+    return {**{key: whole[key] for key in FIXED}, "teachers": [teacher.name for teacher in spec.teachers]}
+
+
+def revisable_part(spec: JobSpec) -> dict[str, Any]:
+    """What may change between two starts of a run and changes its data: only what it touches is paid for again.
+    Limits, budget, keys, publishing and training may change too, and touch no row."""
+    whole = spec.model_dump(mode="json", by_alias=True)
+    return {key: whole[key] for key in REVISABLE}

@@ -55,4 +55,5 @@ class Manifest(_Part):
     seconds: dict[str, float] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)  # what this start reuses
     error: str = ""

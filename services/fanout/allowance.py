@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from schemas.call import Reply, VerdictKind
 from schemas.money import Amount
-from services.admission.pool import LEASE_S, Charging, Grant, Report
+from services.admission.pool import LEASE_S, PERIOD_S, Charging, Grant, Report
 from services.fanout.size import Demand
 from services.ledger.books import NOTHING, Account, Advance
 
@@ -23,7 +23,6 @@ RATES = ("requests", "tokens", "input", "output")
 class Counts:
     """What came of calls since the last renewal."""
 
-    started: int = 0
     peak: int = 0
     answered: int = 0
     refused: int = 0
@@ -57,7 +56,8 @@ class Allowance:
     _flying: Amount = NOTHING
     _spent: Amount = NOTHING
     _counts: Counts = field(default_factory=Counts)
-    _reported_at: Seconds = float("-inf")
+    _measured_at: Seconds = float("-inf")
+    _started: int = 0
     pace: float = 0.0  # calls that leave in a second, lately
     _hint: Reply | None = None
     _hint_sent_at: Seconds = 0.0
@@ -87,7 +87,7 @@ class Allowance:
         """A call leaves; what to settle it with."""
         demand = self._rated(demand)
         self.in_flight += 1
-        self._counts.started += 1
+        self._started += 1
         self._counts.peak = max(self._counts.peak, self.in_flight)
         for name in self._levels:
             self._levels[name] -= demand.rate(name)
@@ -128,6 +128,7 @@ class Allowance:
 
     def report(self, waiting: int, typical: Demand | None, now: Seconds, closed: str = "") -> Report:
         """What to tell the governor, for `waiting` calls of about the size of `typical`."""
+        self._measure(now)
         counts, hint = self._counts, self._hint
         ahead, typical = self._ahead(waiting), self._rated(typical) if typical else None
         wanted, returned = {}, {}
@@ -141,8 +142,6 @@ class Allowance:
             short = self._target(name, ahead, typical) - self._levels.get(name, 0.0)
             if short > 0:
                 wanted[name] = short
-        past, self._reported_at = now - self._reported_at, now
-        self.pace = max(counts.started / past, 0.7 * self.pace)
         self._hint, self._counts = None, Counts()
         return Report(
             self.run, self.worker, self.limits, self.concurrency, wanted if waiting else {}, returned,
@@ -150,9 +149,16 @@ class Allowance:
             counts.retry_after, hint.hint if hint else None, now - self._hint_sent_at, counts.unused, closed,
         )  # fmt: skip
 
+    def _measure(self, now: Seconds) -> None:
+        """How many calls leave in a second."""
+        past = now - self._measured_at
+        if past > PERIOD_S / 2:
+            self.pace = max(self._started / past, 0.7 * self.pace)
+            self._measured_at, self._started = now, 0
+
     def _ahead(self, waiting: int) -> float:
         """Calls to hold leases for: as many as may leave before the next renewal, and no more than wait."""
-        return min(waiting, max(1.0, AHEAD * self._counts.started, self.window - self.in_flight))
+        return min(waiting, max(1.0, AHEAD * PERIOD_S * self.pace, self.window - self.in_flight))
 
     def _target(self, name: str, ahead: float, typical: Demand | None) -> float:
         """What to hold of a limit for `ahead` calls: not more than a burst, lest the whole of it leaves at once."""
@@ -172,6 +178,7 @@ class Allowance:
     def account(self, waiting: int, next_call: Demand | None, now: Seconds) -> tuple[Account, Amount, Amount]:
         """(sums, wanted, the next call's need) to tell the cashier. Idle money that cannot pay for the next call goes
         back, for another worker may need just that; so does money of a lease that has run out."""
+        self._measure(now)
         need = next_call.money if next_call and waiting else NOTHING
         target = need.times(self._ahead(waiting))
         keep = NOTHING

@@ -33,8 +33,9 @@ def open_adapter(teacher: Teacher, base_url: str | None = None) -> Adapter:
         return ScriptedAdapter(teacher.name)
     from services.teachers.http import HttpAdapter, anthropic_sdk, openai_sdk
 
-    sdk = (anthropic_sdk if teacher.provider == "anthropic" else openai_sdk)(teacher, base_url)
-    return HttpAdapter(DIALECTS[dialect_of(teacher)](teacher), sdk, teacher.timeout_s)
+    dialect = DIALECTS[dialect_of(teacher)](teacher)
+    sdk = anthropic_sdk if teacher.provider == "anthropic" else openai_sdk
+    return HttpAdapter(dialect, sdk(teacher, base_url, dialect.path), teacher.timeout_s)
 
 
 def dialect_of(teacher: Teacher) -> str:

@@ -1,10 +1,13 @@
-"""Send a call through a provider's own package and turn whatever happens into a reply.
+"""Send a call with a provider's own package and turn whatever happens into a reply.
 
-Uses the SDKs' low-level `post`: measured at 1.1 ms CPU a call, against 2.7 ms for `chat.completions.create`, and it
-keeps the raw bytes, which are journalled before anything reads them. Retries belong to Limbeck, so the SDKs have none.
+The package's client makes the headers (authentication, version, agent) and the connection pool; requests go out through
+its HTTP client as bytes, and raw bytes come back, which are journalled before anything reads them. Measured a call:
+0.5 ms CPU so, 1.0 ms through the client's `post`, 2.7 ms through `chat.completions.create`. It also leaves no place for
+the packages' own retries, which belong to Limbeck.
 """
 
 import asyncio
+import json
 import os
 import socket
 import time
@@ -29,44 +32,43 @@ CUSTOM_HEADERS = ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS")  # would 
 
 
 class Sdk(NamedTuple):
-    """A provider's client and the errors that its package raises."""
+    """What a provider's package gave: its HTTP client, where to post, and the headers of every call."""
 
-    client: Any
-    status_error: type[Exception]
-    connection_error: type[Exception]
+    http: httpx2.AsyncClient
+    url: httpx2.URL
+    headers: httpx2.Headers
 
 
-def _transport(kind: Any) -> Any:
+def _transport(kind: Any, teacher: Teacher) -> Any:
     """The package's aiohttp client. Redirects are not followed: one would carry the prompt elsewhere."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    return kind(follow_redirects=False, trust_env=False, limits=limits)
+    timeout = httpx2.Timeout(teacher.timeout_s, connect=min(CONNECT_S, teacher.timeout_s))
+    return kind(follow_redirects=False, trust_env=False, limits=limits, timeout=timeout)
 
 
-def openai_sdk(teacher: Teacher, base_url: str | None) -> Sdk:
+def _sdk(client: Any, http: Any, path: str, **extra: str) -> Sdk:
+    made = {**client.default_headers, **client.auth_headers, **extra, "content-type": "application/json"}
+    headers = httpx2.Headers({name: value for name, value in made.items() if isinstance(value, str)})
+    return Sdk(http, httpx2.URL(str(client.base_url).rstrip("/") + path), headers)
+
+
+def openai_sdk(teacher: Teacher, base_url: str | None, path: str) -> Sdk:
     import openai
 
-    client = openai.AsyncOpenAI(
-        api_key=lane_key(teacher), base_url=base_url or teacher.base_url or OPENAI_URL, max_retries=0,
-        timeout=_timeout(teacher), http_client=_transport(openai.DefaultAioHttpClient),
-    )  # fmt: skip
-    return Sdk(client, openai.APIStatusError, openai.APIConnectionError)
+    http = _transport(openai.DefaultAioHttpClient, teacher)
+    place = base_url or teacher.base_url or OPENAI_URL
+    client = openai.AsyncOpenAI(api_key=lane_key(teacher), base_url=place, max_retries=0, http_client=http)
+    return _sdk(client, http, path)
 
 
-def anthropic_sdk(teacher: Teacher, base_url: str | None) -> Sdk:
+def anthropic_sdk(teacher: Teacher, base_url: str | None, path: str) -> Sdk:
     import anthropic
 
     key, place = lane_key(teacher), base_url or teacher.base_url
-    client = anthropic.AsyncAnthropic(
-        api_key=key, base_url=place or ANTHROPIC_URL, max_retries=0, timeout=_timeout(teacher),
-        http_client=_transport(anthropic.DefaultAioHttpClient),
-        # The SDK sends a bearer token since 1.0; compatible gateways read x-api-key.
-        default_headers={"x-api-key": key} if place else None,
-    )  # fmt: skip
-    return Sdk(client, anthropic.APIStatusError, anthropic.APIConnectionError)
-
-
-def _timeout(teacher: Teacher) -> httpx2.Timeout:
-    return httpx2.Timeout(teacher.timeout_s, connect=min(CONNECT_S, teacher.timeout_s))
+    http = _transport(anthropic.DefaultAioHttpClient, teacher)
+    client = anthropic.AsyncAnthropic(api_key=key, base_url=place or ANTHROPIC_URL, max_retries=0, http_client=http)
+    # The SDK sends a bearer token since 1.0; compatible gateways read x-api-key.
+    return _sdk(client, http, path, **({"x-api-key": key} if place else {}))
 
 
 class HttpAdapter:
@@ -79,7 +81,7 @@ class HttpAdapter:
         self._hinted_at = 0.0
 
     async def send(self, call: Call) -> Reply:
-        """Send once. Every failure becomes a verdict; SDK errors hold the key, so none leaves this method."""
+        """Send once. Every failure becomes a verdict; the transport's errors hold the key, so none leaves here."""
         # The transport's timeouts are a read's; a body that drips for ever needs a limit of its own.
         with anyio.move_on_after(self._timeout_s) as limit:
             return await self._send(call)
@@ -88,32 +90,26 @@ class HttpAdapter:
 
     async def _send(self, call: Call) -> Reply:
         sdk = self._sdk
+        content = json.dumps(self._dialect.request(call), separators=(",", ":")).encode()
         try:
-            body = self._dialect.request(call)
-            response = await sdk.client.post(self._dialect.path, body=body, cast_to=httpx2.Response)
-        except sdk.status_error as error:
-            refused: httpx2.Response = error.response  # type: ignore[attr-defined]
-            verdict = classify(refused.status_code, refused.content, refused.headers)
-            return Reply(verdict, refused.status_code, refused.content, hint=self._hint(refused, always=True))
-        except sdk.connection_error as error:  # timeouts among them
+            response = await sdk.http.send(httpx2.Request("POST", sdk.url, headers=sdk.headers, content=content))
+        except (httpx2.HTTPError, aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
             return Reply(_transport_verdict(error))
-        except httpx2.HTTPError as error:
-            # A body that ends early is raised by the transport while it is read, outside the SDK's net.
-            return Reply(Verdict(VerdictKind.IN_DOUBT, type(error).__name__))
-        body_bytes = response.content
-        usage = self._dialect.usage(body_bytes)
-        verdict = classify(response.status_code, body_bytes, response.headers)
-        return Reply(verdict, response.status_code, body_bytes, usage, self._hint(response))
+        status, body, headers = response.status_code, response.content, response.headers
+        verdict = classify(status, body, headers)
+        if verdict.kind is not VerdictKind.ANSWERED:
+            return Reply(verdict, status, body, hint=self._hint(headers, always=True))
+        return Reply(verdict, status, body, self._dialect.usage(body), self._hint(headers))
 
-    def _hint(self, response: httpx2.Response, always: bool = False) -> RateHint | None:
+    def _hint(self, headers: httpx2.Headers, always: bool = False) -> RateHint | None:
         now = time.monotonic()
         if not always and now - self._hinted_at < HINT_EVERY_S:
             return None
         self._hinted_at = now
-        return hint_of(response.headers, self._dialect.rate_headers)
+        return hint_of(headers, self._dialect.rate_headers)
 
     async def close(self) -> None:
-        await self._sdk.client.close()
+        await self._sdk.http.aclose()
 
 
 def _transport_verdict(error: BaseException) -> Verdict:

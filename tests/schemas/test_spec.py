@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from schemas.errors import SpecError
 from schemas.explain import spec_error
-from schemas.job import JobSpec, data_part
+from schemas.job import JobSpec, fixed_part, revisable_part
 
 WHOLE: dict[str, Any] = {
     "name": "cqa-rationales",
@@ -104,9 +104,11 @@ def test_plain_http_is_allowed_on_loopback(url: str) -> None:
     assert JobSpec.model_validate({**WHOLE, "teachers": [lane]}).teachers[0].base_url == url
 
 
-def test_limits_and_budget_may_change_between_two_starts_and_the_prompt_may_not() -> None:
+def test_budget_and_prompt_may_change_between_two_starts_and_the_sampling_may_not() -> None:
     spec = JobSpec.model_validate(WHOLE)
     richer = JobSpec.model_validate({**WHOLE, "budget": {"usd": 50}})
+    revised = JobSpec.model_validate({**WHOLE, "validate": {"finished": True}})
     other = JobSpec.model_validate({**WHOLE, "sampling": {"temperature": 0}})
-    assert data_part(spec) == data_part(richer)
-    assert data_part(spec) != data_part(other)
+    assert fixed_part(spec) == fixed_part(richer) == fixed_part(revised)
+    assert fixed_part(spec) != fixed_part(other)
+    assert revisable_part(spec) == revisable_part(richer) != revisable_part(revised)

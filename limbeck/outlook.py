@@ -1,0 +1,47 @@
+"""What `limbeck plan` shows."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from pipelines.estimate import Estimate, Range
+from schemas.job import JobSpec
+
+
+def ranged(value: Range, form: str = ",.0f", before: str = "") -> str:
+    """low to high, once where they are the same."""
+    low, high = f"{before}{value.low:{form}}", f"{before}{value.high:{form}}"
+    return low if low == high else f"{low} to {high}"
+
+
+def outlook(spec: JobSpec, found: Estimate) -> Table:
+    """A line for each lane and one for the whole."""
+    rows = f"{found.rows:,} rows" + (f", {found.generated:,} to be written" if found.generated else "")
+    rows += f", {found.unusable:,} unusable" if found.unusable else ""
+    table = Table("teacher", "calls", "input tokens", "output tokens", "USD", "hours", title=f"{spec.name}: {rows}",
+                  title_justify="left")  # fmt: skip
+    for lane in found.lanes:
+        hours = ranged(lane.hours, ".2f") if lane.hours else "no limit named"
+        table.add_row(
+            lane.teacher, f"{lane.calls:,}", ranged(lane.input_tokens), ranged(lane.output_tokens),
+            ranged(lane.usd, ",.4f", "$"), hours,
+        )  # fmt: skip
+    total = found.hours
+    table.add_section()
+    table.add_row(
+        "all", f"{found.calls:,}", "", "", ranged(found.usd, ",.4f", "$"), ranged(total, ".2f") if total else ""
+    )
+    budget = spec.budget.usd if spec.budget else None
+    if budget is not None:
+        enough = "covers the most it can cost" if budget >= found.usd.high else (
+            "may stop the run" if budget >= found.usd.low else "will stop the run"
+        )  # fmt: skip
+        table.caption = f"budget.usd {budget:,.2f} {enough}"
+        table.caption_justify = "left"
+    return table
+
+
+def as_dict(found: Estimate) -> dict[str, Any]:
+    """For `--json`."""
+    return {**asdict(found), "usd": asdict(found.usd), "hours": asdict(found.hours) if found.hours else None}

@@ -1,0 +1,40 @@
+"""Which rows of a run are paid for already, and why the others are not: what a changed spec costs."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipelines.harvest import Answers, RowPlan
+from pipelines.source import Row
+
+NEW = "not asked before"
+
+
+@dataclass(slots=True)
+class Reuse:
+    """Rows whose answers are in the journal, and the others by the reason why they are asked again."""
+
+    rows: int = 0
+    reused: int = 0
+    asked: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def line(self) -> str:
+        """One line for the user."""
+        why = "; ".join(f"{count:,} {reason}" for reason, count in self.asked.most_common())
+        rest = f"; {self.asked.total():,} are asked ({why})" if self.asked else ""
+        return f"{self.reused:,} of {self.rows:,} rows are reused and cost nothing{rest}"
+
+
+def reuse(plan: RowPlan, earlier: RowPlan, changes: Sequence[str], answers: Answers) -> Reuse:
+    """Compare a plan with the one that made the journal. Reads the source once; pays nothing."""
+    found, changed = Reuse(), "because " + "; ".join(changes)
+    for row in plan.rows():
+        if not isinstance(row, Row):
+            continue
+        found.rows += 1
+        if answers.has(plan.call(row)):
+            found.reused += 1
+        else:
+            found.asked[changed if answers.has(earlier.call(row)) else NEW] += 1
+    return found

@@ -1,0 +1,70 @@
+"""`limbeck plan`: what a job will take, before anything is spent."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Limbeck
+
+from limbeck.spec_file import load_job
+
+Write = Callable[..., Path]
+
+
+def planned(spec: Path) -> Any:
+    from limbeck import plan
+
+    return plan(load_job(spec, []))
+
+
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-a-real-key")
+
+
+def test_the_range_of_dollars_holds_the_worst_case_and_an_answer_of_one_token(
+    job: Write, jsonl: Write, key: None
+) -> None:
+    rows = jsonl([{"id": i, "input": "x" * 500} for i in range(100)])
+    found = planned(job(rows, teachers=[{"provider": "openai", "model": "gpt-4.1-mini"}], sampling={"max_tokens": 200}))
+    (lane,) = found.lanes
+    assert found.calls == lane.calls == 1  # the same question a hundred times is sent once
+    assert lane.output_tokens.low == 1 and lane.output_tokens.high == 200
+    assert 0 < lane.usd.low < lane.usd.high
+    assert lane.usd.high == pytest.approx((lane.input_tokens.high * 0.40 + 200 * 1.60) / 1e6, rel=0.01)
+
+
+def test_rows_are_spread_by_what_the_lanes_limits_let_through(job: Write, questions: Path) -> None:
+    lanes = [
+        {"provider": "openai", "model": name, "base_url": "http://127.0.0.1:9/v1", "free": True, "limits": {"rpm": rpm}}
+        for name, rpm in (("fast", 300), ("slow", 100))
+    ]
+    found = planned(job(questions, teachers=lanes))
+    assert [lane.calls for lane in found.lanes] == [30, 10]
+    assert found.hours is not None and found.hours.high == pytest.approx(0.1 / 60)
+
+
+def test_instructions_that_are_yet_to_be_written_are_counted(job: Write, jsonl: Write) -> None:
+    seeds = jsonl([{"id": i, "instruction": f"Do useful thing {i}."} for i in range(12)])
+    spec = job(
+        seeds, pipeline="instruct", source={"path": str(seeds), "fields": {"input": "instruction"}},
+        instruct={"generate": 40, "per_call": 20},
+    )  # fmt: skip
+    assert planned(spec).calls == 12 + 2 + 40
+
+
+def test_plan_prints_a_table_or_json_and_spends_nothing(limbeck: Limbeck, job: Write, questions: Path) -> None:
+    spec = job(questions, budget={"usd": 1.0})
+    shown = limbeck("plan", spec)
+    assert shown.returncode == 0 and "scripted" in shown.stdout and "budget.usd 1.00 covers" in shown.stdout
+    assert json.loads(limbeck("plan", spec, "--json").stdout)["calls"] == 40
+
+
+def test_an_unknown_price_is_refused_and_a_listed_one_is_not(limbeck: Limbeck, job: Write, questions: Path) -> None:
+    unknown = job(questions, teachers=[{"provider": "anthropic", "model": "claude-of-tomorrow"}])
+    done = limbeck("plan", unknown, ANTHROPIC_API_KEY="sk-not-a-real-key")
+    assert done.returncode == 2 and "price of 'claude-of-tomorrow' is unknown" in done.stderr
+    listed = job(questions, teachers=[{"provider": "anthropic", "model": "claude-haiku-4-5"}])
+    assert limbeck("plan", listed, ANTHROPIC_API_KEY="sk-not-a-real-key").returncode == 0
