@@ -63,6 +63,12 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
         fail(Interrupted("interrupted", "run the same command again to go on"))
     except BrokenPipeError:
         os._exit(1)
+    except (OSError, ValueError, RuntimeError) as error:
+        # A disk that fills up, a file that vanishes: what was paid for is on disk, and one line says what happened.
+        if debug:
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        fail(LimbeckError(f"{type(error).__name__}: {lines[0][:300]}", "--debug shows where it comes from"))
 
 
 def fail(error: LimbeckError) -> None:
@@ -74,7 +80,8 @@ def fail(error: LimbeckError) -> None:
 
 
 def lasting(path: Path) -> Path:
-    return path.expanduser().absolute()
+    """The path that `~` and the current folder make of `path`."""
+    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - the method raises for an unknown user
 
 
 @app.command()

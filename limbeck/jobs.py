@@ -8,10 +8,10 @@ from typing import Any
 from pipelines.estimate import Estimate, estimate
 from pipelines.rundir import RunDirectory
 from pipelines.runner import Run, Watch
-from schemas.errors import LimbeckError, SpecError
+from schemas.errors import LimbeckError, SpecError, refused_as_spec
 from schemas.job import JobSpec
 from schemas.manifest import Manifest
-from schemas.student import TrainingData, TrainingSpec
+from schemas.student import FromScratch, TrainingData, TrainingSpec
 from services import cluster
 
 
@@ -29,11 +29,15 @@ def run(
     """
     directory = RunDirectory(Path(out))
     this = Run(spec, directory, workers, watch, stopping)
-    this.check()
-    if spec.train is not None:
-        _check_training(spec.train)
-    if this.is_finished and (spec.train is None or (directory.student / "metrics.json").is_file()):
+    with refused_as_spec():
+        this.check()
+        if spec.train is not None:
+            _check_training(spec.train)
+    earlier = directory.earlier()
+    trained = earlier is not None and earlier.train == spec.train and (directory.student / "metrics.json").is_file()
+    if this.is_finished and (spec.train is None or trained):
         return this.manifest
+    before = this.manifest.dataset.sha256
     cluster.check_address(address)
     with this.stage("ray"):
         cluster.connect(address)
@@ -41,13 +45,15 @@ def run(
     ready()
     try:
         this.generate()
-        if spec.train is not None:
+        if spec.train is not None and not (trained and this.manifest.dataset.sha256 == before):
             _train_stage(this, spec.train)
         this.finish()
+    except SpecError as error:
+        # Whatever is found now is found too late to be told by status 2.
+        this.fail(failure := LimbeckError(error.message, error.hint))
+        raise failure from None
     except LimbeckError as error:
-        if this.manifest.state == "running":
-            this.manifest.state, this.manifest.error = "failed", error.message
-            directory.save(this.manifest)
+        this.fail(error)
         raise
     finally:
         directory.close()
@@ -82,9 +88,16 @@ def plan(spec: JobSpec) -> Estimate:
 
 
 def _check_training(spec: TrainingSpec) -> None:
+    """What of the training can be wrong before anything is paid for."""
+    from training.data import check_data
     from training.students import check_student
 
     check_student(spec.student)
+    data = spec.data or TrainingData()
+    if data.path is not None or data.run is not None:
+        check_data(data)
+    if data.template == "chat" and isinstance(spec.student, FromScratch):
+        raise SpecError("data.template: chat, but a student from scratch has no chat template", "leave template out")
 
 
 def _train_stage(this: Run, spec: TrainingSpec) -> None:
@@ -108,8 +121,10 @@ def train(
     from training.loop import fit
     from training.students import check_student
 
-    check_student(spec.student)
-    check_data(spec.data)
+    with refused_as_spec():
+        check_student(spec.student)
+        check_data(spec.data)
+        Path(out).absolute().mkdir(parents=True, exist_ok=True)
     cluster.check_address(address)
     cluster.connect(address)
     ready()

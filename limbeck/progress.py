@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from schemas.manifest import Manifest
 
@@ -105,9 +106,10 @@ def summary(manifest: Manifest, metrics: dict[str, Any] | None, out: Path) -> Ta
     if manifest.calls.per_second:
         table.add_row("calls/s", f"{manifest.calls.per_second:.2f}")
     table.add_row("tokens", f"{spend.input_tokens:,} in, {spend.output_tokens:,} out")
-    table.add_row("spent", f"${spend.usd:.4f}")
+    doubt = f", ${spend.in_doubt_usd:.4f} of it for calls that were lost" if spend.in_doubt_usd else ""
+    table.add_row("spent", f"${spend.usd:.4f}{doubt}")
     if metrics:
         for label, name in (("student loss", "loss"), ("student ROUGE-L", "rouge_l")):
             table.add_row(label, f"{metrics[name + '_before']:.3f} before, {metrics[name + '_after']:.3f} after")
-    table.add_row("report", str(out / "report.html"))
+    table.add_row("report", Text(str(out / "report.html")))
     return table

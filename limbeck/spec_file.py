@@ -1,5 +1,6 @@
 """Read a spec from YAML, apply `--set` overrides, resolve its paths."""
 
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,9 @@ PATHS = (("source", "path"), ("prompt", "exemplars"), ("train", "data", "path"),
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a spec file."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 - a SafeLoader
+    except RecursionError:
+        raise SpecError(f"spec {path}: nested too deeply", "start from examples/quickstart.yaml") from None
     except OSError as error:
         raise SpecError(f"spec {path}: {error.strerror}", "name a YAML file; examples/ has some") from None
     except UnicodeDecodeError:
@@ -29,10 +32,37 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
-        raise SpecError(f"spec {path}{where}: not valid YAML: {getattr(error, 'problem', error)}", "") from None
+        problem = f"spec {path}{where}: not valid YAML: {getattr(error, 'problem', error)}"
+        raise SpecError(problem, "check indentation, colons and quotes there; examples/ has specs that work") from None
+    except ValueError as error:  # a date that is none, as in 2020-13-45
+        raise SpecError(f"spec {path}: not valid YAML: {error}", "put the value in quotes") from None
     if not isinstance(found, dict):
         raise SpecError(f"spec {path}: not a mapping of keys to values", "start from examples/quickstart.yaml")
     return found
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def require_unicode(value: Any, path: str = "the spec") -> None:
+    """`SpecError` for text that UTF-8 cannot hold (a lone surrogate): no file or request could carry it."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        require_unicode(part, str(key) if path == "the spec" else f"{path}.{key}")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise SpecError(f"{path}: not valid Unicode (a lone surrogate)", "write the character itself") from None
 
 
 def override(spec: dict[str, Any], setting: str) -> None:
@@ -42,7 +72,7 @@ def override(spec: dict[str, Any], setting: str) -> None:
         raise SpecError(f"--set {setting}: not of the form key.key=value", "as in --set budget.usd=10")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise SpecError(f"--set {setting}: the value is not valid YAML", "quote it") from None
     *parents, last = path.strip().split(".")
     here: Any = spec
@@ -58,12 +88,12 @@ def override(spec: dict[str, Any], setting: str) -> None:
 def _step(here: Any, key: str, setting: str) -> Any:
     if isinstance(here, list):
         if not key.isdecimal() or int(key) >= len(here):
-            raise SpecError(f"--set {setting}: {key!r} is not a place in a list of {len(here)}", "")
+            raise SpecError(f"--set {setting}: {key!r} is not a place in a list of {len(here)}", "count from 0")
         return here[int(key)]
     if here.get(key) is None:
         here[key] = {}
     if not isinstance(here[key], dict | list):
-        raise SpecError(f"--set {setting}: {key!r} holds {here[key]!r}, not keys", "")
+        raise SpecError(f"--set {setting}: {key!r} holds a value, not keys", "name the key itself")
     return here[key]
 
 
@@ -80,10 +110,11 @@ def resolve_paths(spec: dict[str, Any], folder: Path) -> None:
             places.append((here, last))
     for here, key in places:
         value = here.get(key)
-        if not isinstance(value, str) or "://" in value or value.startswith("hf:"):
+        if not isinstance(value, str) or not value or "://" in value or value.startswith("hf:"):
             continue
         is_model = key in ("model", "student", "from")
-        beside, current = folder / Path(value).expanduser(), Path.cwd() / Path(value).expanduser()
+        expanded = os.path.expanduser(value)  # noqa: PTH111 - the method raises for an unknown user
+        beside, current = folder / expanded, Path.cwd() / expanded
         if is_model and not (beside.exists() or current.exists()):
             continue  # a model's name, not a path
         here[key] = str((current if current.exists() and not beside.exists() else beside).absolute())
@@ -94,6 +125,7 @@ def load_spec(path: Path, model: type[Spec], settings: list[str]) -> Spec:
     raw = read_yaml(path)
     for setting in settings:
         override(raw, setting)
+    require_unicode(raw)
     resolve_paths(raw, path.absolute().parent)
     try:
         return model.model_validate(raw)

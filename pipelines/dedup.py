@@ -11,6 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipelines.words import bigrams, canonical, digest
 
 
@@ -25,14 +27,17 @@ class Duplicate:
 
 
 def exact_duplicates(texts: Iterable[str]) -> list[Duplicate]:
-    """Rows whose canonical text stood before."""
-    first: dict[bytes, int] = {}
-    found = []
-    for position, text in enumerate(texts):
-        kept = first.setdefault(digest(canonical(text)), position)
-        if kept != position:
-            found.append(Duplicate(position, kept, "exact_duplicate", 1.0))
-    return found
+    """Rows whose canonical text stood before. 32 bytes a row while it runs."""
+    halves = np.frombuffer(b"".join(digest(canonical(text)) for text in texts), "<u8").reshape(-1, 2)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))  # equal ones stay in input order, so the first of each is kept
+    again = (halves[order][1:] == halves[order][:-1]).all(axis=1).tolist()
+    found, first = [], -1
+    for position, repeats in zip(order.tolist(), [False, *again], strict=False):
+        if repeats:
+            found.append(Duplicate(position, first, "exact_duplicate", 1.0))
+        else:
+            first = position
+    return sorted(found, key=lambda duplicate: duplicate.position)
 
 
 def near_duplicates(texts: Iterable[str], threshold: float, skip: frozenset[int] = frozenset()) -> list[Duplicate]:

@@ -4,10 +4,13 @@ After LaMini-LM (arXiv 2304.14402): three random examples a call, items between 
 item dropped because it is the one that was cut off.
 """
 
+import hashlib
+import json
 import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -88,7 +91,12 @@ def written_in(plan: Instructions, number: int, text: str) -> list[Written]:
     ids = tuple(name for name, _ in plan.shown(number))
     found = (re.sub(r"\s+", " ", item).strip() for item in ITEM.findall(text))
     items = [item for item in found if item and "<example>" not in item.lower()]
-    return [Written(f"gen-{number:06d}-{k:02d}", item, ids) for k, item in enumerate(items)]
+    return [Written(f"gen-{number:06d}-{k:02d}-{_mark(item, ids)}", item, ids) for k, item in enumerate(items)]
+
+
+def _mark(item: str, ids: tuple[str, ...]) -> str:
+    """Keeps the id apart from those of a source that an earlier run wrote."""
+    return hashlib.sha256("\0".join((item, *ids)).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -100,26 +108,25 @@ class Responses:
     written: tuple[Written, ...]
     prompt: Prompt
     sampling: Sampling
+    schema: str | None = None
 
     def call(self, row: Row) -> Call:
         system = CONCISE if self.prompt.system is None else self.prompt.system
         turns = [Message("system", system)] if system else []
-        return Call(row.id, (*turns, Message("user", row.input)), self.sampling)
+        return Call(row.id, (*turns, Message("user", row.input)), self.sampling, schema=self.schema)
 
     def rows(self) -> Iterator[Row | Malformed]:
         yield from usable(self.source, self.duplicates)
-        yield from (Row(w.id, w.text) for w in self.written)
+        yield from (Row(w.id, w.text, shown=w.example_ids) for w in self.written)
 
     def calls(self) -> Iterator[Call]:
         return (self.call(row) for row in self.rows() if isinstance(row, Row))
 
-    def origin(self) -> dict[str, Written]:
-        """Written instructions by id."""
-        return {w.id: w for w in self.written}
-
 
 def plan_of(spec: JobSpec, duplicates: frozenset[int], written: tuple[Written, ...]) -> Responses:
-    return Responses(spec.source, duplicates, written, spec.prompt, sampling_of(spec))
+    wanted = spec.validation.json_schema
+    schema = None if wanted is None else json.dumps(wanted, sort_keys=True, separators=(",", ":"))
+    return Responses(spec.source, duplicates, written, spec.prompt, sampling_of(spec), schema)
 
 
 def sampling_of(spec: JobSpec) -> Sampling:
@@ -135,14 +142,31 @@ def check_pool(pool: Sequence[object], instruct: Instruct) -> None:
         )
 
 
+def misfit(text: str, schema: dict[str, Any]) -> str:
+    """How a text falls short of a JSON schema, '' where it fits."""
+    import jsonschema
+
+    try:
+        jsonschema.validate(json.loads(text), schema)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON: {error}"
+    except jsonschema.ValidationError as error:
+        return f"{error.json_path}: {error.message}"[:300]
+    return ""
+
+
+def check_schema(schema: dict[str, Any]) -> None:
+    """`SpecError` where `validate.json_schema` is no JSON schema."""
+    import jsonschema
+
+    try:
+        jsonschema.validators.validator_for(schema).check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise SpecError(f"validate.json_schema: {error.message}", "see json-schema.org") from None
+
+
 def read_answer(
-    row: Row,
-    answer: Answer,
-    origin: Written | None,
-    validation: Validation,
-    teacher: str,
-    call_key: str,
-    raw: str,
+    row: Row, answer: Answer, validation: Validation, teacher: str, call_key: str, raw: str
 ) -> Pair | Rejection:
     """A record, or the reason why not."""
     if answer.text is None:
@@ -150,11 +174,13 @@ def read_answer(
         return Rejection(row.id, "answer", reason, answer.problem, raw)
     if validation.finished and answer.finish == "length":
         return Rejection(row.id, "answer", "truncated", "cut off at max_tokens", answer.text)
+    if validation.json_schema is not None and (problem := misfit(answer.text, validation.json_schema)):
+        return Rejection(row.id, "answer", "schema_mismatch", problem, answer.text)
     try:
         return Pair(
             id=row.id, instruction=row.input, response=answer.text.strip(),
-            instruction_source="example_guided" if origin else "source",
-            example_ids=list(origin.example_ids) if origin else [], teacher=teacher, call_key=call_key,
+            instruction_source="source" if row.shown is None else "example_guided",
+            example_ids=list(row.shown or ()), teacher=teacher, call_key=call_key,
         )  # fmt: skip
     except ValidationError:
         return Rejection(row.id, "answer", "empty_answer", "the answer is blank", answer.text)

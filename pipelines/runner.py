@@ -32,7 +32,7 @@ from pipelines.rundir import RunDirectory, installed_versions, move_folder, repl
 from pipelines.source import Row, Scan, scan
 from schemas.call import Call
 from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError, SpecError
-from schemas.job import Budget, Instruct, JobSpec
+from schemas.job import Budget, Instruct, JobSpec, published_part
 from schemas.manifest import Manifest, Spend, State
 from schemas.money import NANO, nano_usd
 from schemas.record import Rejection
@@ -84,6 +84,8 @@ class Run:
                 gguf_weights(teacher.model)
         started = time.monotonic()
         self._scan = scan(self.spec.source)
+        if self.spec.validation.json_schema is not None:
+            instruct.check_schema(self.spec.validation.json_schema)
         if self.spec.pipeline == "cot":
             cot.load_exemplars(self.spec.prompt)
         elif (wanted := self._instruct()).generate:
@@ -100,7 +102,8 @@ class Run:
     def is_finished(self) -> bool:
         """Whether an earlier start has published the dataset of just this spec."""
         whole = "unanswered" not in self.manifest.rows.rejected
-        return self.manifest.state == "finished" and whole and not self._changes
+        same = self._earlier is not None and published_part(self._earlier) == published_part(self.spec)
+        return self.manifest.state == "finished" and whole and same and not self._changes
 
     def _instruct(self) -> Instruct:
         return self.spec.instruct or Instruct()
@@ -144,12 +147,12 @@ class Run:
         try:
             plan = self._fan_out()
         except (BudgetExhausted, LaneUnusable) as stop:
-            self._fail(stop)
+            self.fail(stop)
             if self.manifest.calls.answered or self.manifest.calls.failed:
                 self._publish(self._partial_plan(), self._too_large)
             raise
         except LimbeckError as error:
-            self._fail(error)
+            self.fail(error)
             raise
         if pending := self._publish(plan, self._too_large):
             raise LimbeckError(f"{pending} rows have no answer", "run the same command again")
@@ -188,7 +191,10 @@ class Run:
         self._count(Progress())
         self.directory.save(self.manifest)
 
-    def _fail(self, error: LimbeckError) -> None:
+    def fail(self, error: LimbeckError) -> None:
+        """Write how the run ended, unless that was written already."""
+        if self.manifest.state != "running":
+            return
         self.manifest.state = STATES.get(type(error), "failed")
         self.manifest.error = error.message
         self.directory.save(self.manifest)
@@ -310,10 +316,7 @@ class Run:
     def _reader(self, plan: RowPlan) -> Read:
         checks = self.spec.validation
         if isinstance(plan, instruct.Responses):
-            origin = plan.origin()
-            return lambda row, answer, teacher, key, raw: instruct.read_answer(
-                row, answer, origin.get(row.id), checks, teacher, key, raw
-            )
+            return lambda row, answer, teacher, key, raw: instruct.read_answer(row, answer, checks, teacher, key, raw)
         task = self.spec.prompt.task
         return lambda row, answer, teacher, key, raw: cot.read_answer(row, answer, task, checks, teacher, key, raw)
 
@@ -343,13 +346,14 @@ class Run:
     def _exact_counts(self, totals: Totals) -> None:
         """Money and tokens from the journal, which no crash can falsify."""
         self.manifest.calls.answered = totals.answered
-        self.manifest.calls.sent = max(self.manifest.calls.sent, totals.answered)
+        self.manifest.calls.sent = max(self.manifest.calls.sent, totals.calls)
         self.manifest.spend = Spend(
-            usd=totals.nano_usd / NANO, input_tokens=totals.input_tokens, output_tokens=totals.output_tokens
-        )
+            usd=totals.nano_usd / NANO, in_doubt_usd=totals.in_doubt_nano / NANO,
+            input_tokens=totals.input_tokens, output_tokens=totals.output_tokens,
+        )  # fmt: skip
 
     def _instruction_rejections(self, plan: RowPlan, answers: Answers, rejected: Rejections) -> int:
-        """Reject calls that brought no instruction and instructions beyond those wanted; candidates in all."""
+        """Reject calls that brought no instruction and instructions beyond those wanted; all that were written."""
         if not isinstance(plan, instruct.Responses) or not self._instruct().generate:
             return 0
         wanted, total, candidates = self._instruct().generate, 0, 0
@@ -360,7 +364,7 @@ class Run:
             for item in written[max(0, wanted - total) :]:
                 rejected.add(Rejection(item.id, "instructions", "surplus", f"{wanted} were wanted", item.text))
             total += len(written)
-            candidates += len(written) + len(empty)
+            candidates += len(written)
         if total < wanted:
             self._warn(f"the teacher wrote {total} instructions where {wanted} were wanted")
         return candidates

@@ -8,6 +8,7 @@ import glob
 import gzip
 import hashlib
 import json
+import zlib
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ import numpy as np
 from schemas.errors import SpecError
 from schemas.job import Source
 
+csv.field_size_limit(64 * 2**20)
+TOO_MANY_CELLS = "too many cells"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
 
@@ -31,17 +34,25 @@ class Row:
     gold: str | None = None
     choices: tuple[str, ...] = ()
     named: bool = True  # False: the source gave no id, so this one is made from the content
+    shown: tuple[str, ...] | None = None  # ids of the examples that a teacher had before it when it wrote the row
 
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A row that cannot be used: the reason code, where it stands, and what is wrong, in one line."""
+    """A row that cannot be used: the reason code, where it stands, and what is wrong, in one line.
+
+    Its text may be anything, so what UTF-8 cannot hold is kept as escapes.
+    """
 
     id: str
     reason: str
     where: str
     detail: str
     raw: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("id", "detail", "raw"):
+            object.__setattr__(self, name, getattr(self, name).encode("utf-8", "backslashreplace").decode())
 
 
 def files_of(path: str) -> list[Path]:
@@ -79,7 +90,7 @@ def _parsed(entry: Any) -> Any:
 def _whole_json(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"source malformed: {file}: {error}", "a .json source is one list of objects") from None
     if not isinstance(rows, list):
         raise SpecError(f"source malformed: {file}: not a list of objects", "one object a line belongs in .jsonl")
@@ -88,9 +99,13 @@ def _whole_json(file: Path) -> Iterator[tuple[str, Any]]:
 
 def _csv(file: Path) -> Iterator[tuple[str, Any]]:
     with file.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle)
-        for row in reader:
-            yield f"{file}:{reader.line_num}", row
+        reader = csv.DictReader(handle, strict=True)
+        try:
+            for row in reader:
+                # Cells beyond the header come under None: an unquoted comma has cut the text in two.
+                yield f"{file}:{reader.line_num}", TOO_MANY_CELLS if None in row else row
+        except csv.Error as error:
+            raise SpecError(f"source malformed: {file}:{reader.line_num}: {error}", "is every quote closed?") from None
 
 
 def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
@@ -132,7 +147,7 @@ def entries(path: str) -> Iterator[tuple[str, Any]]:
     for file in files_of(path):
         try:
             yield from READERS[file.suffix](file)
-        except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             raise SpecError(f"source malformed: {file}: {error}", "is the file whole and UTF-8?") from None
 
 
@@ -159,6 +174,8 @@ class RowReader:
             values = _parsed(entry)
         except (ValueError, RecursionError) as error:
             return Malformed(at, "malformed", where, f"not valid JSON: {error}", raw)
+        if values is TOO_MANY_CELLS:
+            return Malformed(at, "malformed", where, "more cells than the header has; quote texts that hold commas")
         if not isinstance(values, dict):
             return Malformed(at, "malformed", where, f"a {type(values).__name__}, not an object", raw)
         raw = raw or json.dumps(values, ensure_ascii=False, default=str)
@@ -194,8 +211,9 @@ class RowReader:
             return "not_text", f"field {self._input!r} is not text: {type(text).__name__}"
         if not text.strip():
             return "blank", f"field {self._input!r} is blank"
-        if not _is_unicode(text):
-            return "not_text", f"field {self._input!r} is not valid Unicode (a lone surrogate)"
+        for name in (self._input, self._id, self._gold):
+            if name and isinstance(values.get(name), str) and not _is_unicode(values[name]):
+                return "not_text", f"field {name!r} is not valid Unicode (a lone surrogate)"
         if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
             return (
                 "not_text",
@@ -211,7 +229,7 @@ class RowReader:
         if not self._choices:
             return None
         choices = values[self._choices]
-        if not isinstance(choices, list | tuple) or not all(isinstance(c, str) for c in choices):
+        if not isinstance(choices, list | tuple) or not all(isinstance(c, str) and _is_unicode(c) for c in choices):
             return "not_text", f"field {self._choices!r} is not a list of texts"
         if len(choices) < 2:
             return "absent_field", f"field {self._choices!r} has fewer than two choices"

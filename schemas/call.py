@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Literal
 
 from schemas.money import Usage
@@ -57,7 +57,7 @@ def call_key(model: str, content: bytes) -> bytes:
     return hashlib.sha256(model.encode() + b"\0" + content).digest()
 
 
-class VerdictKind(str, Enum):
+class VerdictKind(StrEnum):
     """What came of one attempt, and so what to do. Values are stored in the journal and are reason codes."""
 
     ANSWERED = "answered"

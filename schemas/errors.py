@@ -9,6 +9,9 @@ LimbeckError            exit 1   a run failed
 All of them hold text alone, so they pickle, and none ever holds a request, a header or a key.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LimbeckError(Exception):
     """A failure with one line of what happened and, where there is one, a hint of what to do next."""
@@ -46,3 +49,14 @@ class Interrupted(LimbeckError):
     """A signal stopped the run; what was paid for is in the journal."""
 
     exit_status = 130
+
+
+@contextmanager
+def refused_as_spec() -> Iterator[None]:
+    """Before the first call, whatever a file, a path or a value does that nobody foresaw is wrong input: one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        lines = str(error).strip().splitlines()
+        what = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+        raise SpecError(what, "--debug shows where it comes from") from error

@@ -1,13 +1,16 @@
 """Turn a pydantic error into one line: the dotted key, the bad value, the nearest known key."""
 
 import difflib
+import re
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from schemas.errors import SpecError
 
-SECRET = ("api_key",)
+SECRET = re.compile(r"key|secret|passw|token$", re.IGNORECASE)  # names of keys whose values are not repeated
+LOOKS_SECRET = re.compile(r"\bsk-|\bBearer |://[^/]*@", re.IGNORECASE)
+LATER = {"icl": "pipeline icl", "deadline": "the deadline planner"}  # keys of the contract that are not built yet
 UNBUILT = {"faithful": "false", "sampling.n": "1", "instruct.mode": "example_guided"}
 
 
@@ -41,8 +44,11 @@ def _dotted(path: tuple[str | int, ...]) -> str:
     return out
 
 
-def _shown(value: Any) -> str:
+def _shown(key: Any, value: Any) -> str:
+    """A value for a message, '' where it may be a secret or is a whole section."""
     text = repr(value)
+    if isinstance(value, dict | list | BaseModel) or SECRET.search(str(key)) or LOOKS_SECRET.search(text):
+        return ""
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -61,14 +67,15 @@ def spec_error(model: type[BaseModel], error: ValidationError) -> SpecError:
         known = known_keys(model, path[:-1])
         near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
-        shown = "" if path[-1] in SECRET else f" = {_shown(first['input'])}"
-        return SpecError(f"unknown key {dotted}{shown}{more}", hint)
+        if path[-1] in LATER:
+            return SpecError(f"{dotted}: {LATER[str(path[-1])]} is not built yet", "leave it out")
+        shown = _shown(path[-1], first["input"])
+        return SpecError(f"unknown key {dotted}{' = ' if shown else ''}{shown}{more}", hint)
     if first["type"] == "missing":
         return SpecError(f"{dotted} is required{more}", "limbeck schema prints every key with its meaning")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "none_required" or (first["type"] == "literal_error" and dotted in UNBUILT):
         message = f"not built yet; leave it {UNBUILT.get(dotted, 'null')}"
-    shown = "" if path and path[-1] in SECRET else f": {_shown(first['input'])}"
-    if isinstance(first["input"], dict | list | BaseModel):
-        shown = ""
-    return SpecError(f"{dotted}{shown}: {message}{more}", "limbeck schema prints every key with its meaning")
+    shown = _shown(path[-1] if path else "", first["input"])
+    where = f"{dotted}: {shown}" if shown else dotted
+    return SpecError(f"{where}: {message}{more}", "limbeck schema prints every key with its meaning")

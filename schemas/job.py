@@ -13,13 +13,17 @@ Field_name = Literal["id", "input", "label", "choices"]
 class Source(Strict):
     """The rows that go in. Files are streamed; ids default to a content hash."""
 
-    path: str = Field(description="jsonl, jsonl.gz, json, csv, parquet: file, glob or directory; or hf:DATASET[:SPLIT]")
+    path: str = Field(
+        min_length=1, description="jsonl, jsonl.gz, json, csv, parquet: file, glob or directory; or hf:DATASET[:SPLIT]"
+    )
     on_error: Literal["fail", "reject"] = Field("fail", description="what a malformed row does")
     fields: dict[Field_name, str] = Field(default_factory=dict, description="our name: the column's name")
 
     @field_validator("path")
     @classmethod
     def _reachable(cls, value: str) -> str:
+        if value.startswith("hf:") and not value.removeprefix("hf:").partition(":")[0].strip():
+            raise ValueError("names no dataset; as in hf:DATASET:SPLIT")
         if value.startswith("s3://"):
             raise ValueError("s3:// sources are not built yet; copy the file to a local or shared path")
         return value
@@ -134,10 +138,18 @@ class JobSpec(Strict):
     def _off(cls, value: Any) -> Any:
         return {} if value is None or value is False else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _built(cls, values: Any) -> Any:
+        # Said first: a spec for it has keys that are unknown as yet.
+        if isinstance(values, dict) and values.get("pipeline") == "icl":
+            raise ValueError("pipeline 'icl' is not built yet; cot and instruct are")
+        return values
+
     @model_validator(mode="after")
     def _whole(self) -> "JobSpec":
-        if self.pipeline == "icl":
-            raise ValueError("pipeline 'icl' is not built yet; cot and instruct are")
+        if self.pipeline == "cot" and self.validation.json_schema is not None:
+            raise ValueError("validate.json_schema goes with pipeline 'instruct'")
         if self.pipeline != "instruct" and self.instruct is not None:
             raise ValueError(f"section instruct does not go with pipeline {self.pipeline!r}")
         if self.pipeline == "instruct" and self.prompt.style == "few-shot":
@@ -155,6 +167,12 @@ def fixed_part(spec: JobSpec) -> dict[str, Any]:
     """The part of a spec that a run directory belongs to for good: with another one it is another run."""
     whole = spec.model_dump(mode="json", by_alias=True)
     return {**{key: whole[key] for key in FIXED}, "teachers": [teacher.name for teacher in spec.teachers]}
+
+
+def published_part(spec: JobSpec) -> dict[str, Any]:
+    """What decides the files beside the rows: with another one a finished run is published again."""
+    whole = spec.model_dump(mode="json", by_alias=True)
+    return {key: whole[key] for key in ("name", "publish", "evaluate")}
 
 
 def revisable_part(spec: JobSpec) -> dict[str, Any]:

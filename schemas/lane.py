@@ -1,8 +1,9 @@
 """Teachers as a job spec names them: one (provider, account, model) with its limits and price."""
 
+import ipaddress
 import re
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -10,13 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from schemas.money import Price
 from schemas.prices import listed_price
 
-LOOPBACK = ("localhost", "::1")
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Strict(BaseModel):
-    """Anything read from a user: unknown keys are refused, values are not changed afterwards."""
+    """Anything read from a user: unknown keys are refused, `true` is no number, values are not changed afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False)
 
 
 class Limits(Strict):
@@ -47,12 +53,18 @@ class PriceSpec(Strict):
 
 def check_base_url(url: str) -> str:
     """Refuse what would leak a key or a prompt: credentials in the URL, plain http beyond loopback."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError("must be an http(s) URL with a port below 65536") from None
+    if parts.scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9._:%-]+", parts.hostname or ""):
         raise ValueError("must be an http(s) URL")
+    if port == 0 or parts.query or parts.fragment or not url.isprintable() or " " in url:
+        raise ValueError("must be an http(s) URL of a server and a path, nothing more")
     if parts.username or parts.password:
         raise ValueError("must not hold credentials; use api_key: env:NAME")
-    local = parts.hostname in LOOPBACK or re.fullmatch(r"127(\.\d{1,3}){3}", parts.hostname)
+    local = parts.hostname == "localhost" or _is_loopback(parts.hostname or "")
     if parts.scheme == "http" and not local:
         raise ValueError("plain http is allowed on loopback only; use https")
     return url.rstrip("/")
@@ -87,10 +99,16 @@ class Teacher(Strict):
             raise ValueError("must be env:NAME or file:PATH, never the key itself")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _built(cls, values: Any) -> Any:
+        # Said first: a spec for it has keys that are unknown as yet.
+        if isinstance(values, dict) and values.get("provider") == "recorded":
+            raise ValueError("provider 'recorded' is not built yet; openai, anthropic, embedded and scripted are")
+        return values
+
     @model_validator(mode="after")
     def _whole(self) -> "Teacher":
-        if self.provider == "recorded":
-            raise ValueError("provider 'recorded' is not built yet; openai, anthropic, embedded and scripted are")
         if self.api != "chat" and self.provider != "openai":
             raise ValueError(f"api {self.api!r} goes with provider openai")
         if self.lane != "online":
@@ -109,6 +127,8 @@ class Teacher(Strict):
     @property
     def name(self) -> str:
         """What the `teacher` column and the report call this lane, and the model part of the call key."""
+        if self.provider == "embedded" and self.model.endswith(".gguf"):
+            return f"embedded/{self.model.rpartition('/')[2].removesuffix('.gguf')}"
         return f"{self.provider}/{self.model}" if self.model else self.provider
 
     @property

@@ -12,7 +12,8 @@ class _Part(BaseModel):
 
 
 class Rows(_Part):
-    """source + generated = accepted + the sum of rejected, once a run has finished."""
+    """source + generated (instructions that a teacher wrote) = accepted + rejected, once a run has finished; calls
+    that wrote no instruction stand among the rejected too."""
 
     source: int = 0
     generated: int = 0
@@ -32,7 +33,10 @@ class Calls(_Part):
 
 
 class Spend(_Part):
+    """`usd` counts calls whose answer was lost at all that they can have cost: `in_doubt_usd` of it."""
+
     usd: float = 0.0
+    in_doubt_usd: float = 0.0
     input_tokens: int = 0
     output_tokens: int = 0
 

@@ -46,6 +46,8 @@ def check_address(address: str | None) -> None:
     """`SpecError` where nothing listens at host:port: Ray itself keeps trying such an address for minutes."""
     if address is None:
         return
+    if address == "auto":
+        address = _current_cluster()
     host, colon, port = address.rpartition("://")[2].partition(":")
     if not colon:
         return
@@ -54,6 +56,18 @@ def check_address(address: str | None) -> None:
     except (OSError, ValueError) as error:
         hint = "ray start --head prints the address of a cluster; without --address a local one is started"
         raise SpecError(f"no Ray cluster answers at {address}: {error}", hint) from None
+
+
+def _current_cluster() -> str:
+    """The cluster that `auto` means: the one of RAY_ADDRESS, or the last that was started on this machine."""
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named and named != "auto":
+        return named
+    try:
+        return (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").read_text().strip()  # noqa: S108 - Ray's own place
+    except OSError:
+        hint = "ray start --head starts one; without --address a local one is started"
+        raise SpecError("--address auto: no Ray cluster was started on this machine", hint) from None
 
 
 def _keep_token_private() -> None:

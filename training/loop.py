@@ -1,12 +1,11 @@
 """Train a student: `transformers.Trainer` inside Ray Train's `TorchTrainer`, on response tokens, measured both ends."""
 
+import concurrent.futures
 import contextlib
 import json
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,7 @@ def fit(
         run_config=ray.train.RunConfig(name=f"student-{time.time_ns()}", storage_path=str(work / "ray_train")),
     )
     try:
-        with _watching(work, watch, stopping):
-            trainer.fit()
+        _fitted(trainer, work, watch, stopping)
     except ray.train.TrainingFailedError as error:
         raise _failure(work, error) from None
     finally:
@@ -63,32 +61,25 @@ def _scaling(workers: int) -> Any:
     return ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker={"CPU": cores})
 
 
-@contextmanager
-def _watching(work: Path, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]) -> Iterator[None]:
-    """Pass on what rank 0 writes to `train-progress.json`, and the wish to stop the other way."""
-    over = threading.Event()
-
-    def poll() -> None:
-        while not over.wait(POLL_S):
+def _fitted(trainer: Any, work: Path, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]) -> None:
+    """Fit in a thread of its own: in the main one Ray Train would take SIGINT for itself. Meanwhile pass on what rank
+    0 writes to `train-progress.json`, and the wish to stop the other way."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        fitting = pool.submit(trainer.fit)
+        while not fitting.done():
+            concurrent.futures.wait([fitting], POLL_S)
             with contextlib.suppress(FileNotFoundError, ValueError):
                 watch(json.loads((work / "train-progress.json").read_text()))
             if stopping():
                 (work / "train-stop").touch()
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+        fitting.result()
 
 
 def _failure(work: Path, error: BaseException) -> LimbeckError:
     """The student's own error where it raised one, else Ray's last line."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         said = json.loads((work / "train-error.json").read_text())
-        return (SpecError if said["spec"] else LimbeckError)(said["message"], said["hint"])
+        return LimbeckError(said["message"], said["hint"])
     line = str(error).strip().splitlines()[-1][:300]
     return LimbeckError(f"training failed: {line}", "run with --debug for Ray's whole message")
 
@@ -108,6 +99,6 @@ def train_worker(config: dict[str, Any]) -> None:
     try:
         Session(TrainingSpec.model_validate(config["spec"]), work).run()
     except LimbeckError as error:
-        said = {"message": error.message, "hint": error.hint, "spec": isinstance(error, SpecError)}
+        said = {"message": error.message, "hint": error.hint}
         (work / "train-error.json").write_text(json.dumps(said))
         raise

@@ -27,12 +27,33 @@ class Student:
 
 
 def check_student(student: FromScratch | LayerCut | str) -> None:
-    """`SpecError` where it is plain, before anything is paid for, that the student cannot be made."""
-    name = student.source if isinstance(student, LayerCut) else student if isinstance(student, str) else None
-    if name is not None and (name == SMOLLM2 or name.endswith(".gguf")):
-        gguf_weights(name)
-    elif name is not None and Path(name).is_absolute() and not (Path(name) / "config.json").is_file():
+    """`SpecError` where the student cannot be made: before anything is paid for. Reads configurations, no weights."""
+    if isinstance(student, FromScratch):
+        return
+    name = student.source if isinstance(student, LayerCut) else student
+    if Path(name).is_absolute() and not name.endswith(".gguf") and not (Path(name) / "config.json").is_file():
         raise SpecError(f"student {name}: no config.json there", "a path holds what save_pretrained wrote")
+    total = layers_of(name)
+    if isinstance(student, LayerCut) and total is not None and student.layers > total:
+        raise SpecError(f"student.layers: {student.layers}, {name} has {total}", "choose fewer")
+
+
+def layers_of(name: str) -> int | None:
+    """Layers of a model by its configuration or its GGUF header. `SpecError` where there is no such model."""
+    if name == SMOLLM2 or name.endswith(".gguf"):
+        import gguf
+
+        fields = gguf.GGUFReader(str(gguf_weights(name))).fields
+        counts = [field.contents() for key, field in fields.items() if key.endswith(".block_count")]
+        return int(counts[0]) if counts else None
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        line = str(error).strip().splitlines()[0][:200]
+        raise SpecError(f"student {name}: {line}", "check the id or path, and the network for an id") from None
+    return getattr(config, "num_hidden_layers", None)
 
 
 def load_student(student: FromScratch | LayerCut | str, texts: Iterable[str], seed: int) -> Student:

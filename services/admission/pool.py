@@ -221,7 +221,7 @@ class Pool:
         peak = sum(c.peak for c in self._alive(now))
         self._window.answered(report.answered, peak, now)
         if report.overloaded:
-            self._window.hold(now + EPISODE_S)
+            self._window.hold(now, now + EPISODE_S)
         if report.ramp:
             self._slow_for_ramp(now)
         if report.refused and not self._buckets:
@@ -264,9 +264,9 @@ class Pool:
 
     def _slow_for_ramp(self, now: Seconds) -> None:
         """Traffic rose too fast. Once a minute at most: calls in flight come back refused too."""
-        self._window.hold(now + RAMP_HOLD_S)
         if now > self._ramp_until - RAMP_HOLD_S + 60.0:
             self._window.refused(now)
+            self._window.hold(now, now + RAMP_HOLD_S)
             for bucket in self._buckets.values():
                 bucket.slow(RAMP_SLOWER)
             self._ramp_until = now + RAMP_HOLD_S

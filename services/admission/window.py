@@ -22,6 +22,7 @@ class Window:
         self._answers = 0
         self._cut_at: Seconds = float("-inf")
         self._hold_until: Seconds = float("-inf")
+        self._ceiling = float(CEILING)
 
     @property
     def size(self) -> int:
@@ -29,13 +30,14 @@ class Window:
 
     def answered(self, count: int, in_flight: int, now: Seconds) -> None:
         """`count` calls succeeded while up to `in_flight` were out."""
-        if self._fixed or in_flight < BUSY * self._size or now < self._hold_until:
+        if self._fixed or in_flight < BUSY * self._size:
             return
+        ceiling = self._ceiling if now < self._hold_until else CEILING
         self._answers += count
-        while self._answers >= self._size and self._size < CEILING:
+        while self._answers >= self._size and self._size < ceiling:
             self._answers -= int(self._size)
             step = self._size if self._slow_start else max(1.0, self._size * GROWTH)
-            self._size = min(CEILING, self._size + step)
+            self._size = min(ceiling, self._size + step)
         self._answers = min(self._answers, int(self._size))
 
     def refused(self, now: Seconds) -> None:
@@ -50,6 +52,7 @@ class Window:
         if self._slow_start and not self._fixed:
             self._size = float(CEILING)
 
-    def hold(self, until: Seconds) -> None:
-        """Do not grow before `until`."""
+    def hold(self, now: Seconds, until: Seconds) -> None:
+        """Do not grow beyond the present size before `until`; what is lost meanwhile may be won back."""
+        self._ceiling = max(float(START), self._size if now >= self._hold_until else min(self._ceiling, self._size))
         self._hold_until = max(self._hold_until, until)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 Seconds = float
@@ -86,5 +86,5 @@ def anthropic_headers(meters: Meters, clock: datetime) -> dict[str, str]:
             reset = clock + timedelta(seconds=(meter.capacity - meter.level) / (meter.per_minute / 60))
             headers[f"anthropic-ratelimit-{wire}-limit"] = f"{meter.per_minute:.0f}"
             headers[f"anthropic-ratelimit-{wire}-remaining"] = f"{max(0.0, meter.level):.0f}"
-            headers[f"anthropic-ratelimit-{wire}-reset"] = reset.astimezone(timezone.utc).isoformat()
+            headers[f"anthropic-ratelimit-{wire}-reset"] = reset.astimezone(UTC).isoformat()
     return headers

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from aiohttp import web
 
@@ -185,7 +185,7 @@ class FakeTeacher:
         for meter in self.meters.meters.values():
             meter.refill(now)
         if wire.anthropic:
-            return anthropic_headers(self.meters, datetime.fromtimestamp(now, timezone.utc))
+            return anthropic_headers(self.meters, datetime.fromtimestamp(now, UTC))
         return openai_headers(self.meters)
 
 

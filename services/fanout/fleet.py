@@ -152,7 +152,7 @@ class Fleet:
             # A lane that closed late gave calls back after the other lanes had run dry: they take them over.
             # `stopped` stands beside the ends: a stop before a plan's first unit ends its workers as done.
             reasons = {end.reason for end in ends} | ({"stopped"} if stopped else set())
-            if not self._workers or {"stopped", "exhausted"} & reasons:
+            if not self._workers or "stopped" in reasons:
                 raise self._unfinished(reasons)
         progress: Progress = ray.get(self._feed.progress.remote())
         watch(progress)
@@ -167,7 +167,8 @@ class Fleet:
             end: End = ray.get(ref)
         except ray.exceptions.RayActorError:
             return None
-        if end.reason == "closed":
+        if end.reason in ("closed", "exhausted"):
+            # Its calls go back: a lane with another account, or one that is free, may take them.
             lane.closed = end.detail
             self._bury(name)
         elif end.reason == "failed":

@@ -219,6 +219,8 @@ class Sender:
             "teacher": self._teacher.name, "dialect": self._dialect, "nano_usd": nano,
             "in": counted.input_tokens, "out": counted.output_tokens,
         }  # fmt: skip
+        if usage is None:
+            meta["tokens"] = tokens  # the body does not say what it cost: taken to be all that was reserved
         self._journal.append(Frame(Kind.ANSWERED, key, attempt, meta, reply.body))
         self.delta.answered += 1
         self.delta.input_tokens += counted.input_tokens

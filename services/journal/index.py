@@ -29,6 +29,7 @@ class Totals:
     failed: int = 0
     nano_usd: int = 0  # calls in doubt counted at their reservation
     in_doubt: int = 0
+    in_doubt_nano: int = 0  # of nano_usd
     in_doubt_tokens: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -99,9 +100,9 @@ class SegmentReader:
                 self.totals.calls += 1
             else:
                 self._ended(frame, offset)
-        self.totals.in_doubt += len(self._open)
-        self.totals.nano_usd += sum(meta["nano_usd"] for meta in self._open.values())
-        self.totals.in_doubt_tokens += sum(meta["tokens"] for meta in self._open.values())
+        for meta in self._open.values():
+            self.totals.nano_usd += meta["nano_usd"]
+            self._doubt(meta)
 
     def _ended(self, frame: Frame, offset: int) -> None:
         """An attempt came to its end; free lanes note only this end."""
@@ -114,12 +115,20 @@ class SegmentReader:
             self.totals.answered += 1
             self.totals.input_tokens += frame.meta.get("in", 0)
             self.totals.output_tokens += frame.meta.get("out", 0)
+            if frame.meta.get("tokens"):
+                self._doubt(frame.meta)
             return
-        self.totals.in_doubt += bool(frame.meta.get("tokens"))
-        self.totals.in_doubt_tokens += frame.meta.get("tokens", 0)
+        if frame.meta.get("tokens"):
+            self._doubt(frame.meta)
         if final:
             self.failures.add(frame.key, offset)
             self.totals.failed += 1
+
+    def _doubt(self, meta: dict[str, Any]) -> None:
+        """An attempt that may have been answered and paid for, at its reservation."""
+        self.totals.in_doubt += 1
+        self.totals.in_doubt_nano += meta["nano_usd"]
+        self.totals.in_doubt_tokens += meta["tokens"]
 
 
 class JournalIndex:

@@ -20,13 +20,20 @@ def resolve_key(reference: str | None) -> str:
         value = os.environ.get(where, "")
         if not value.strip():
             raise SpecError(f"api_key env:{where}: the variable is not set", f"export {where}=... and run again")
-        return value.strip()
+        return _key(value.strip(), reference)
     try:
-        value = Path(where).expanduser().read_text().strip()
-    except OSError as error:
-        raise SpecError(f"api_key file:{where}: {error.strerror}", "write the key into that file, mode 0600") from None
+        value = Path(os.path.expanduser(where)).read_text().strip()  # noqa: PTH111 - the method raises for an unknown user
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "not text"
+        raise SpecError(f"api_key file:{where}: {why}", "write the key into that file, mode 0600") from None
     if not value:
         raise SpecError(f"api_key file:{where}: the file is empty", "write the key into that file, mode 0600")
+    return _key(value, reference)
+
+
+def _key(value: str, reference: str) -> str:
+    if not (value.isascii() and value.isprintable() and " " not in value):
+        raise SpecError(f"api_key {reference}: not one word of printable ASCII", "it holds more than the key")
     return value
 
 

@@ -93,7 +93,7 @@ class HttpAdapter:
         content = json.dumps(self._dialect.request(call), separators=(",", ":")).encode()
         try:
             response = await sdk.http.send(httpx2.Request("POST", sdk.url, headers=sdk.headers, content=content))
-        except (httpx2.HTTPError, aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
             return Reply(_transport_verdict(error))
         status, body, headers = response.status_code, response.content, response.headers
         verdict = classify(status, body, headers)

@@ -75,7 +75,11 @@ def _kind(status: int, codes: set[str]) -> VerdictKind:
         return VerdictKind.RATE_LIMITED
     if status in (503, 529):
         return VerdictKind.OVERLOADED
-    if status in (408, 409, 425) or status >= 500:
+    if status in (408, 504, 524):
+        return VerdictKind.TIMEOUT  # a gateway gave up; the teacher behind it may have answered
+    if status == 502:
+        return VerdictKind.IN_DOUBT
+    if status in (409, 425) or status >= 500:
         return VerdictKind.TRANSIENT
     if codes & POLICY:
         return VerdictKind.REFUSED

@@ -55,6 +55,74 @@ def test_a_spec_with_a_mistake(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: a\nname: b\n", "stands twice"), ("name: 2020-13-45\n", "not valid YAML"),
+        ("a: " + "[" * 5_000, "nested too deeply"),
+    ],
+    ids=["twice", "date", "deep"],
+)  # fmt: skip
+def test_a_spec_that_yaml_reads_oddly(limbeck: Limbeck, tmp_path: Path, text: str, words: str) -> None:
+    spec = tmp_path / "odd.yaml"
+    spec.write_text(text)
+    assert words in refused(limbeck, "run", spec, "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("cut.csv", b"id,input\n1,What is x, y and z?\n", "more cells than the header"),
+        ("open.csv", b'id,input\n1,"What is x?\n2,What is y?\n', "source malformed"),
+        ("deep.json", b"[" * 100_000, "source malformed"),
+        ("bad.jsonl.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03garbage", "source malformed"),
+        ("half.jsonl", b'{"id": "\\ud800", "input": "x"}\n', "not valid Unicode"),
+    ],
+)  # fmt: skip
+def test_a_source_that_is_damaged(
+    limbeck: Limbeck, job: Write, tmp_path: Path, name: str, data: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert words in refused(limbeck, "run", job(tmp_path / name), "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"student": {"scratch": {}}, "data": {"path": "/absent.jsonl"}},
+        {"student": {"scratch": {}}, "data": {"run": "/absent"}},
+        {"student": {"scratch": {}}, "data": {"template": "chat"}},
+        {"student": {"from": "smollm2-135m", "layers": 99}},
+        {"student": "/absent/model"},
+    ],
+)
+def test_a_training_that_cannot_work_is_refused_before_a_teacher_is_paid(
+    limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path, train: dict[str, Any]
+) -> None:
+    refused(limbeck, "run", job(questions, train=train), "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_paths_that_cannot_be(limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "key").write_bytes(b"\xff\xfe\x00")
+    spec = job(questions)
+    refused(limbeck, "run", spec, "--out", tmp_path / "file" / "run")
+    refused(limbeck, "run", spec, "--out", tmp_path / ("x" * 300))
+    refused(limbeck, "run", job("~nosuchuser/x.jsonl", "home.yaml"), "--out", tmp_path / "run")
+    refused(limbeck, "train", spec, "--out", tmp_path / "file" / "run")
+    lane = {"provider": "openai", "model": "m", "free": True, "api_key": f"file:{tmp_path / 'key'}"}
+    assert "api_key file:" in refused(
+        limbeck, "run", job(questions, "key.yaml", teachers=[lane]), "--out", tmp_path / "r"
+    )
+    (tmp_path / "fake.gguf").write_bytes(b"not a model")
+    fake = {"provider": "embedded", "model": str(tmp_path / "fake.gguf")}
+    assert "not a GGUF file" in refused(
+        limbeck, "run", job(questions, "g.yaml", teachers=[fake]), "--out", tmp_path / "r"
+    )
+
+
 def test_no_call_reaches_the_teacher_where_the_last_row_is_bad(
     limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
 ) -> None:

@@ -1,6 +1,6 @@
 """Instruction following: prompts by number, items out of an answer, records."""
 
-from pipelines.instruct import Instructions, Written, read_answer, written_in
+from pipelines.instruct import Instructions, read_answer, written_in
 from pipelines.source import Row
 from schemas.call import Answer, Sampling
 from schemas.job import Instruct, Validation
@@ -28,7 +28,7 @@ def test_items_are_read_from_tags_and_the_one_that_was_cut_off_is_dropped() -> N
     text = "<example>First\n one.</example> noise <EXAMPLE> Second? </EXAMPLE><example></example><example>Cut of"
     items = written_in(plan(), 2, text)
     assert [item.text for item in items] == ["First one.", "Second?"]
-    assert [item.id for item in items] == ["gen-000002-00", "gen-000002-01"]
+    assert [item.id[:13] for item in items] == ["gen-000002-00", "gen-000002-01"]
     assert items[0].example_ids == tuple(name for name, _ in plan().shown(2))
 
 
@@ -37,18 +37,26 @@ def test_nested_tags_are_no_instruction() -> None:
 
 
 def test_a_response_becomes_a_pair_with_its_provenance() -> None:
-    pair = read_answer(
-        Row("g", "Say hi."), Answer(" Hi. "), Written("g", "Say hi.", ("s1",)), Validation(), "t", "k", ""
-    )
+    pair = read_answer(Row("g", "Say hi.", shown=("s1",)), Answer(" Hi. "), Validation(), "t", "k", "")
     assert isinstance(pair, Pair)
     assert (pair.response, pair.instruction_source, pair.example_ids) == ("Hi.", "example_guided", ["s1"])
 
 
 def test_blank_and_cut_off_answers_are_rejected_where_the_spec_says_so() -> None:
     row = Row("r", "Say hi.")
-    blank = read_answer(row, Answer(" \n"), None, Validation(), "t", "k", "")
-    cut = read_answer(row, Answer("Hi th", finish="length"), None, Validation(finished=True), "t", "k", "")
-    kept = read_answer(row, Answer("Hi th", finish="length"), None, Validation(), "t", "k", "")
+    blank = read_answer(row, Answer(" \n"), Validation(), "t", "k", "")
+    cut = read_answer(row, Answer("Hi th", finish="length"), Validation(finished=True), "t", "k", "")
+    kept = read_answer(row, Answer("Hi th", finish="length"), Validation(), "t", "k", "")
     assert isinstance(blank, Rejection) and blank.reason == "empty_answer"
     assert isinstance(cut, Rejection) and cut.reason == "truncated"
     assert isinstance(kept, Pair)
+
+
+def test_an_answer_that_does_not_fit_the_schema_is_rejected_with_the_place() -> None:
+    wanted = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    checks, row = Validation(json_schema=wanted), Row("r", "Give n.")
+    assert isinstance(read_answer(row, Answer('{"n": 3}'), checks, "t", "k", ""), Pair)
+    for text, words in (('{"n": "three"}', "$.n"), ("three", "not JSON"), ("[" * 100_000, "not JSON")):
+        rejection = read_answer(row, Answer(text), checks, "t", "k", "")
+        assert isinstance(rejection, Rejection)
+        assert rejection.reason == "schema_mismatch" and words in rejection.detail

@@ -66,12 +66,17 @@ def test_null_or_false_turns_a_curation_step_off(off: Any) -> None:
     ("changes", "line", "hint"),
     [
         ({"sampling": {"temprature": 1}}, "unknown key sampling.temprature = 1", "'temperature'"),
-        ({"publsh": {}}, "unknown key publsh = {}", "'publish'"),
+        ({"publsh": {}}, "unknown key publsh", "'publish'"),
         ({"source": {"path": "x", "fields": {"inptu": "q"}}}, "unknown key source.fields.inptu = 'inptu'", "'input'"),
         ({"train": {"student": {"form": "m", "layers": 2}}}, "unknown key train.student.form = 'm'", "'from'"),
         ({"budget": {"usd": "much"}}, "budget.usd: 'much'", "schema"),
         ({"teachers": []}, "teachers", "schema"),
-        ({"pipeline": "icl"}, "not built yet", "schema"),
+        ({"pipeline": "icl", "icl": {"k": 4}}, "pipeline 'icl' is not built yet", "schema"),
+        ({"teachers": [{"provider": "recorded", "path": "a.jsonl"}]}, "provider 'recorded' is not built yet", "schema"),
+        ({"train": {"student": "m", "objective": {"name": "kd", "alpha": 1}}}, "objective 'kd' is not built", "schema"),
+        ({"sampling": {"max_tokens": True}}, "sampling.max_tokens: True", "schema"),
+        ({"sampling": {"max_tokens": "80"}}, "sampling.max_tokens: '80'", "schema"),
+        ({"source": {"path": "hf:"}}, "names no dataset", "schema"),
         ({"faithful": True}, "faithful: True: not built yet; leave it false", "schema"),
     ],
 )
@@ -112,3 +117,24 @@ def test_budget_and_prompt_may_change_between_two_starts_and_the_sampling_may_no
     assert fixed_part(spec) == fixed_part(richer) == fixed_part(revised)
     assert fixed_part(spec) != fixed_part(other)
     assert revisable_part(spec) == revisable_part(richer) != revisable_part(revised)
+
+
+@pytest.mark.parametrize(
+    "lane",
+    [
+        {"apikey": "sk-canary-1"}, {"openai_api_key": "sk-canary-1"}, {"api_key": "sk-canary-1"},
+        {"base_url": "https://u:sk-canary-1@host/v1"}, {"modle": "sk-canary-1"},
+    ],
+)  # fmt: skip
+def test_a_key_in_the_wrong_place_is_not_repeated(lane: dict[str, Any]) -> None:
+    error = problem(teachers=[{"provider": "openai", "model": "m", "free": True, **lane}])
+    assert "canary" not in error.message + error.hint
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1:abc/v1", "http://127.0.0.1:99999/v1", "http://127.999.1.1/v1", "https://a b/v1",
+     "https://host/v1?x=1", "https://host/v1\n", "https:///v1", "http://[::1/v1"],
+)  # fmt: skip
+def test_a_base_url_that_cannot_be_one_is_refused(url: str) -> None:
+    assert "base_url" in problem(teachers=[{"provider": "openai", "model": "m", "free": True, "base_url": url}]).message

@@ -222,7 +222,7 @@ def test_a_window_doubles_until_the_first_refusal_and_then_feels_its_way() -> No
 
 def test_a_window_that_is_not_full_does_not_grow_and_a_fixed_one_never_changes() -> None:
     idle, fixed, held = Window(), Window(8), Window()
-    held.hold(5.0)
+    held.hold(0.0, 5.0)
     for _ in range(50):
         idle.answered(10, in_flight=2, now=1.0)
         fixed.answered(10, in_flight=8, now=1.0)

@@ -1,0 +1,120 @@
+"""Everything that can go wrong on the wire, at five per cent: no row is lost, none is paid twice without need, and the
+books agree with the teacher's bill."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from teacher_server import RunningTeacher, teacher_server
+
+import limbeck
+from schemas.errors import BudgetExhausted, LaneUnusable
+from schemas.job import JobSpec
+from schemas.manifest import Manifest
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+PRICE = {"input": 0.40, "output": 1.60}
+SERVER = ("--price", "0.40:1.60", "--latency", "0.02", "--hang", "60", "--words", "4:40")
+ALONE = ("429", "500", "503", "529", "400", "slow_down", "reset", "truncated", "hang", "html", "malformed", "refusal",
+         "blank")  # fmt: skip
+REASONS = {
+    "400": "bad_request", "html": "malformed_answer", "malformed": "malformed_answer", "refusal": "refused",
+    "blank": "unparsable",
+}  # fmt: skip
+
+
+def spec(folder: Path, teacher: RunningTeacher, rows: int, provider: str = "openai", **sections: Any) -> JobSpec:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps({"id": i, "input": f"What is thing number {i}?"}) + "\n" for i in range(rows)))
+    lane = {
+        "provider": provider, "model": "m", "price": PRICE, "timeout_s": 2,
+        "base_url": teacher.root if provider == "anthropic" else teacher.base_url,
+    }  # fmt: skip
+    whole = {
+        "name": "faults", "pipeline": "cot", "source": {"path": str(path)}, "teachers": [lane],
+        "sampling": {"max_tokens": 64}, "budget": {"usd": 100}, **sections,
+    }  # fmt: skip
+    return JobSpec.model_validate(whole)
+
+
+def agree(manifest: Manifest, bill: dict[str, Any], rows: int, readable: bool) -> None:
+    """Rows, calls and dollars add up, on both sides. An answer whose usage cannot be read is booked at its most."""
+    assert manifest.rows.accepted + sum(manifest.rows.rejected.values()) == rows
+    assert bill["repeated_unexplained"] == 0
+    spent, in_doubt = round(manifest.spend.usd * 1e9), round(manifest.spend.in_doubt_usd * 1e9)
+    if readable:
+        assert -(-(spent - in_doubt) // 1000) == bill["answered_micro_usd"]
+    assert spent >= bill["usd"] * 1e9 - 0.5
+
+
+@pytest.mark.parametrize("fault", ALONE)
+def test_a_fault_of_one_kind(tmp_path: Path, fault: str) -> None:
+    with teacher_server(*SERVER, "--faults", f"{fault}:0.05") as teacher:
+        manifest = limbeck.run(spec(tmp_path, teacher, 200), tmp_path / "run")
+        bill = teacher.bill()
+    agree(manifest, bill, 200, readable=fault not in ("html", "malformed"))
+    assert set(manifest.rows.rejected) <= {"unparsable", REASONS.get(fault, "unparsable")}
+    if fault in REASONS:
+        assert manifest.rows.rejected[REASONS[fault]] >= 1
+    assert manifest.rows.accepted >= 150
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_all_faults_together_over_two_thousand_rows(tmp_path: Path, provider: str) -> None:
+    mixed = ",".join(f"{fault}:0.05" for fault in ALONE)
+    with teacher_server(*SERVER, "--faults", mixed) as teacher:
+        manifest = limbeck.run(spec(tmp_path, teacher, 2_000, provider), tmp_path / "run")
+        bill = teacher.bill()
+    agree(manifest, bill, 2_000, readable=False)
+    assert manifest.calls.retried > 300
+    assert manifest.rows.rejected["refused"] > 50
+
+
+def test_no_quota_left_stops_the_lane_and_the_run_goes_on_when_there_is(tmp_path: Path) -> None:
+    with teacher_server(*SERVER, "--faults", "quota:0.02") as teacher:
+        job = spec(tmp_path, teacher, 400)
+        with pytest.raises(LaneUnusable, match="out_of_money"):
+            limbeck.run(job, tmp_path / "run")
+        before = teacher.bill()["calls"]
+        assert before < 400
+    with teacher_server(*SERVER) as teacher:
+        topped_up = job.model_copy(
+            update={"teachers": [job.teachers[0].model_copy(update={"base_url": teacher.base_url})]}
+        )
+        manifest = limbeck.run(topped_up, tmp_path / "run")
+        assert manifest.rows.accepted == 400
+        assert teacher.bill()["calls"] == 400 - before
+
+
+def test_when_one_account_is_out_of_money_the_other_takes_over(tmp_path: Path) -> None:
+    with teacher_server(*SERVER, "--faults", "quota:0.05") as poor, teacher_server(*SERVER) as rich:
+        job = spec(tmp_path, poor, 300)
+        second = job.teachers[0].model_copy(update={"base_url": rich.base_url, "model": "other"})
+        manifest = limbeck.run(job.model_copy(update={"teachers": [job.teachers[0], second]}), tmp_path / "run")
+        assert manifest.rows.accepted == 300
+        assert poor.bill()["calls"] + rich.bill()["calls"] == 300
+
+
+def test_a_budget_is_never_passed_by_eight_workers_racing_with_unequal_answers(tmp_path: Path) -> None:
+    with teacher_server(*SERVER, "--price", "200:800") as teacher:
+        job = spec(tmp_path, teacher, 400, budget={"usd": 1.0})
+        priced = job.teachers[0].model_dump() | {"price": {"input": 200, "output": 800}}
+        job = JobSpec.model_validate(job.model_dump(by_alias=True) | {"teachers": [priced]})
+        with pytest.raises(BudgetExhausted):
+            limbeck.run(job, tmp_path / "run", workers=8)
+        bill = teacher.bill()
+    assert 0.85 <= bill["usd"] <= 1.0
+    said = Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_bytes())
+    assert said.state == "exhausted" and said.spend.usd == bill["usd"]
+
+
+@pytest.mark.parametrize(("cap", "most"), [({"calls": 25}, 25), ({"tokens": 4_000}, 100)])
+def test_calls_and_tokens_can_be_capped_too(tmp_path: Path, cap: dict[str, int], most: int) -> None:
+    with teacher_server(*SERVER) as teacher:
+        with pytest.raises(BudgetExhausted):
+            limbeck.run(spec(tmp_path, teacher, 200, budget=cap), tmp_path / "run", workers=4)
+        bill = teacher.bill()
+    assert 0 < bill["calls"] <= most
+    if "tokens" in cap:
+        assert bill["input_tokens"] + bill["output_tokens"] <= cap["tokens"]
