@@ -50,8 +50,9 @@ class Bucket:
     the bucket holds less than one for each, the first to ask takes it.
     """
 
-    def __init__(self, per_minute: float, now: Seconds, whole: bool = False) -> None:
+    def __init__(self, per_minute: float, now: Seconds, whole: bool = False, guessed: bool = False) -> None:
         self.per_minute = per_minute
+        self._guessed = guessed  # a guess moves, so what was granted a minute ago says nothing about it
         self._whole = whole  # grants come in whole numbers: half a request is of no use to anybody
         self.factor = 1.0
         self.burst_s = BURST_S
@@ -90,7 +91,8 @@ class Bucket:
 
     def grant(self, worker: str, wanted: float, now: Seconds) -> float:
         """As much of `wanted` as there is for `worker`; the bucket is at `now`."""
-        own, room = self._credit.get(worker, 0.0), self.per_minute - self._minute.total
+        own = self._credit.get(worker, 0.0)
+        room = float("inf") if self._guessed else self.per_minute - self._minute.total
         given = max(0.0, min(wanted, own + self._spare, room))
         if self._whole:
             given = float(int(given + 1e-9))

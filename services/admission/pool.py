@@ -24,6 +24,7 @@ LEASE_S = 2.0  # how long a lease may be used, and how long a worker that is not
 EPISODE_S = 1.0
 ENOUGH = 20  # calls that an episode needs to be judged by, unless it lasts ten times as long
 MANY = 0.02  # refused of sent: beyond jitter
+UNKNOWN = 0.3  # refused of sent: a limit that nobody named
 FLOOD = 0.1  # refused of sent: something is wrong with what is believed of the limits
 SLOWER, RAMP_SLOWER = 0.95, 0.75
 RECOVERY = 0.005  # of the limit a second
@@ -51,6 +52,7 @@ class Report(NamedTuple):
     returned: dict[str, float]
     in_flight: int = 0
     peak: int = 0
+    ended: int = 0  # attempts, whatever came of them
     answered: int = 0
     refused: int = 0
     ramp: int = 0
@@ -99,6 +101,7 @@ class Pool:
     _clients: dict[str, Client] = field(default_factory=dict)
     _closed: dict[str, str] = field(default_factory=dict)
     _episode_at: Seconds = 0.0
+    _ended: int = 0
     _answered: int = 0
     _refused: int = 0
     _guess: float | None = None
@@ -171,7 +174,8 @@ class Pool:
                 limits[name] = min(value, limits.get(name, value))
         for name, value in limits.items():
             if name not in self._buckets:
-                self._buckets[name] = Bucket(value, now, whole=name == "requests")
+                guessed = name == "requests" and value == self._guess
+                self._buckets[name] = Bucket(value, now, whole=name == "requests", guessed=guessed)
             self._buckets[name].per_minute = value
         for name in [name for name in self._buckets if name not in limits]:
             del self._buckets[name]
@@ -216,19 +220,20 @@ class Pool:
     def _learn(self, report: Report, now: Seconds) -> None:
         """Adapt to refusals: shorter bursts, then a smaller share of the limit; the window where none is known."""
         self._unused += report.unused
+        self._ended += report.ended
         self._answered += report.answered
         self._refused += report.refused
         peak = sum(c.peak for c in self._alive(now))
-        self._window.answered(report.answered, peak, now)
+        self._window.answered(report.ended - report.refused, peak, now)
         if report.overloaded:
             self._window.hold(now, now + EPISODE_S)
         if report.ramp:
             self._slow_for_ramp(now)
-        if report.refused and not self._buckets:
+        if report.refused > MANY * report.ended and not self._buckets:
             self._window.refused(now)
             self._pause_until = max(self._pause_until, now + report.retry_after)
         past = now - self._episode_at
-        if past >= EPISODE_S and (self._answered + self._refused >= ENOUGH or past >= 10 * EPISODE_S):
+        if past >= EPISODE_S and (self._ended >= ENOUGH or past >= 10 * EPISODE_S):
             self._judge_episode(report.retry_after, past, now)
         if now >= self._ramp_until:
             for bucket in self._buckets.values():
@@ -236,8 +241,7 @@ class Pool:
         self._recovered_at = now
 
     def _judge_episode(self, retry_after: Seconds, past: Seconds, now: Seconds) -> None:
-        sent = self._answered + self._refused
-        share = self._refused / max(1, sent)
+        share = self._refused / max(1, self._ended)
         if share > MANY:
             self._slow_down(share, past)
         elif self._guess is not None and not self._refused:
@@ -245,15 +249,17 @@ class Pool:
         if self._refused and self._buckets:
             for bucket in self._buckets.values():
                 bucket.tighten()
-            if share > FLOOD and sent >= ENOUGH:
+            if share > FLOOD and self._ended >= ENOUGH:
                 self._window.refused(now)
                 self._pause_until = max(self._pause_until, now + retry_after)
-        self._episode_at, self._answered, self._refused = now, 0, 0
+        self._episode_at, self._ended, self._answered, self._refused = now, 0, 0, 0
 
     def _slow_down(self, share: float, past: Seconds) -> None:
         """Many refusals. Where no limit is known, what was answered beside them is the best guess of one."""
         known = {name for name in self._buckets if name != "requests" or self._guess is None}
         if not known:
+            if share < UNKNOWN:
+                return  # the window deals with few; a guess from noise would shrink for ever
             answered = self._answered / past * 60
             self._guess = max(1.0, GUESS * (answered if self._guess is None else min(answered, self._guess)))
         elif "tokens" in known and self._unused and self.charging is not Charging.KEEP:

@@ -4,13 +4,13 @@ Seconds = float
 
 START, FLOOR, CEILING = 16, 1, 2048
 CUT = 0.7
-GROWTH = 0.05  # of the window a round, at least one call
+GROWTH = 0.02  # of the window a round, at least one call
 EPISODE_S = 1.0  # answers that left before a cut still come back refused; they are one episode
 BUSY = 0.8  # of the window in use: growing an idle one teaches nothing
 
 
 class Window:
-    """Doubles a round until the first refusal, then grows by a twentieth a round; shrinks on a refusal.
+    """Doubles a round until the first refusal, then grows by a fiftieth a round; shrinks on a refusal.
 
     A round is a window's worth of answers. `fixed` keeps it where it is.
     """

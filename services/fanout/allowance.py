@@ -5,6 +5,7 @@ next period's need goes back, what is missing is asked for. A lease that could n
 that has lost its governor or its cashier stops rather than guesses.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from schemas.call import Reply, VerdictKind
@@ -24,6 +25,7 @@ class Counts:
     """What came of calls since the last renewal."""
 
     peak: int = 0
+    ended: int = 0
     answered: int = 0
     refused: int = 0
     ramp: int = 0
@@ -119,6 +121,7 @@ class Allowance:
 
     def _count(self, reply: Reply) -> None:
         counts, kind = self._counts, reply.verdict.kind
+        counts.ended += 1
         counts.answered += kind is VerdictKind.ANSWERED
         counts.refused += kind is VerdictKind.RATE_LIMITED
         counts.ramp += kind is VerdictKind.RAMP_LIMITED
@@ -141,11 +144,12 @@ class Allowance:
         for name in RATES:
             short = self._target(name, ahead, typical) - self._levels.get(name, 0.0)
             if short > 0:
-                wanted[name] = short
+                # Requests are granted whole.
+                wanted[name] = float(math.ceil(short)) if name == "requests" else short
         self._hint, self._counts = None, Counts()
         return Report(
             self.run, self.worker, self.limits, self.concurrency, wanted if waiting else {}, returned,
-            self.in_flight, counts.peak, counts.answered, counts.refused, counts.ramp, counts.overloaded,
+            self.in_flight, counts.peak, counts.ended, counts.answered, counts.refused, counts.ramp, counts.overloaded,
             counts.retry_after, hint.hint if hint else None, now - self._hint_sent_at, counts.unused, closed,
         )  # fmt: skip
 

@@ -83,7 +83,7 @@ def test_a_limit_that_nobody_named_is_learned_from_the_headers_at_once() -> None
 def test_a_limit_that_is_lower_than_the_spec_says_is_found_without_headers() -> None:
     simulation = simulated(Provider({"requests": 3000}, headers=False), WORKERS, {"requests": 6000})
     assert simulation.used(*MEASURED, 3000, tokens=False) >= 0.9
-    assert simulation.refused_share <= 0.05
+    assert simulation.refused_share <= 0.1
 
 
 def test_where_nothing_is_known_calls_in_flight_find_their_level() -> None:
@@ -92,7 +92,7 @@ def test_where_nothing_is_known_calls_in_flight_find_their_level() -> None:
     possible = 50 / provider.latency_s * (MEASURED[1] - MEASURED[0])
     served = sum(1 for when, amount in provider.admitted if when >= MEASURED[0] and amount == 100)
     assert served >= 0.7 * possible
-    assert simulation.refused_share <= 0.05
+    assert simulation.refused_share <= 0.1
 
 
 def report(worker: str, run: str = "run", wanted: float = 1e6, **fields: object) -> Report:
@@ -215,7 +215,7 @@ def test_a_window_doubles_until_the_first_refusal_and_then_feels_its_way() -> No
     cut = window.size
     assert cut == int(START * 16 * 0.7)
     window.answered(cut + 1, in_flight=cut, now=11.0)
-    assert cut < window.size < cut * 1.1
+    assert cut < window.size < cut * 1.05
     window.refused(now=12.0)
     assert window.size < cut
 
