@@ -30,7 +30,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not ray"
+	$(BIN)/python -m pytest -m "not ray and not slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -37,7 +37,7 @@ class LlamaServer:
             # Spinning threads fell from 67 to 7 tokens/s with every core also busy; polling 0 keeps 98.
             cores.poll = 0
         try:
-            self._server: Any = xllamacpp.Server(params)
+            self.server: Any = xllamacpp.Server(params)
         except RuntimeError:
             raise LimbeckError(
                 f"llama.cpp cannot load {Path(weights).name}", "is it a whole .gguf file of a chat model?"
@@ -48,4 +48,4 @@ class LlamaServer:
         constructor returns when the model is loaded and the port is open."""
         import ray
 
-        return f"{self._server.listening_address}/v1", str(ray.get_runtime_context().get_node_id())
+        return f"{self.server.listening_address}/v1", str(ray.get_runtime_context().get_node_id())

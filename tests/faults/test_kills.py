@@ -141,3 +141,39 @@ def test_a_stop_between_two_stages_ends_the_run(limbeck: Limbeck, job: Write, js
         assert limbeck("run", spec, "--out", run).returncode == 0
         assert teacher.bill()["repeated"] == 0
     assert manifest(run)["rows"]["accepted"] == 8
+
+
+@pytest.mark.parametrize("actor", ["Governor", "Cashier"])
+def test_a_governor_or_a_cashier_that_is_killed_comes_back_and_the_run_goes_on(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path, actor: str
+) -> None:
+    import psutil
+
+    rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(300)])
+    with teacher_server("--latency", "0.1", "--price", "1:1") as teacher:
+        paid = {**lane(teacher, limits={"concurrency": 12}), "free": False, "price": {"input": 1, "output": 1}}
+        run = tmp_path / "run"
+        process = half_way(limbeck, job(rows, teachers=[paid], budget={"usd": 1.0}), run, teacher, 60)
+        children = psutil.Process(process.pid).children(recursive=True)
+        next(child for child in children if child.name().startswith(f"ray::{actor}")).kill()
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        bill = teacher.bill()
+    said = manifest(run)
+    assert bill["repeated"] == 0 and said["rows"]["accepted"] == 300
+    assert said["spend"]["usd"] == bill["usd"]
+
+
+def test_ctrl_c_while_the_student_is_trained_is_an_interrupt_that_can_be_resumed(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(60)])
+    spec = job(rows, train={"student": {"scratch": {}}, "epochs": 2_000})
+    run = tmp_path / "run"
+    process = limbeck.start("run", spec, "--out", run)
+    wait_until((run / ".work" / "train-progress.json").exists, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 130, errors
+    assert "interrupted while the student was trained" in errors
+    assert manifest(run)["state"] == "interrupted"
