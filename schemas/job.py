@@ -31,15 +31,15 @@ class Source(Strict):
 
 class SamplingSpec(Strict):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(0.7, description="null: not sent")
-    max_tokens: Annotated[int, Field(ge=1)] = 256
+    max_tokens: Annotated[int, Field(ge=1)] = Field(256, description="most tokens of an answer; what is reserved")
     n: Literal[1] = Field(1, description="answers a row")
-    seed: int = 0
+    seed: int = Field(0, description="sent with each call where the teacher takes one, and of every draw of a run")
 
 
 class Prompt(Strict):
     """How a row becomes messages."""
 
-    style: Literal["zero-shot", "few-shot"] = "zero-shot"
+    style: Literal["zero-shot", "few-shot"] = Field("zero-shot", description="few-shot shows the exemplars; cot")
     task: Literal["multiple_choice", "arithmetic", "nli", "free_text"] = Field("free_text", description="cot only")
     exemplars: str | None = Field(None, description="JSONL of input, rationale, label (and choices): few-shot")
     system: str | None = Field(None, description="the system message; null: none")
@@ -66,8 +66,8 @@ class Near(Strict):
 
 
 class Dedup(Strict):
-    exact: bool = True
-    near: Near | None = None
+    exact: bool = Field(True, description="the same text but for case, spaces and Unicode form")
+    near: Near | None = Field(None, description="nearly the same words, every pair verified; the first is kept")
 
     @field_validator("near", mode="before")
     @classmethod
@@ -78,9 +78,9 @@ class Dedup(Strict):
 class Curate(Strict):
     """Steps over the finished rows; null or false turns a step off."""
 
-    dedup: Dedup | None = None
-    decontaminate: None = None
-    filters: list[Any] = Field(default_factory=list)
+    dedup: Dedup | None = Field(None, description="drop rows that repeat an earlier one")
+    decontaminate: None = Field(None, description="not built yet")
+    filters: list[Any] = Field(default_factory=list, description="not built yet")
 
     @field_validator("dedup", "decontaminate", mode="before")
     @classmethod
@@ -97,10 +97,10 @@ class Curate(Strict):
 
 class Instruct(Strict):
     generate: Annotated[int, Field(ge=0)] = Field(0, description="instructions for the teacher to write; 0: none")
-    mode: Literal["example_guided"] = "example_guided"
+    mode: Literal["example_guided"] = Field("example_guided", description="examples before the request; topics later")
     per_call: Annotated[int, Field(ge=1, le=100)] = Field(20, description="instructions asked for in one call")
     examples: Annotated[int, Field(ge=1)] = Field(3, description="instructions of the source shown in each call")
-    topics: None = None
+    topics: None = Field(None, description="not built yet")
 
 
 class Budget(Strict):
@@ -112,26 +112,30 @@ class Budget(Strict):
 
 
 class Publish(Strict):
-    format: list[Literal["parquet", "messages"]] = Field(default=["parquet"])
-    push_to_hub: None = None
+    format: list[Literal["parquet", "messages"]] = Field(default=["parquet"], description="parquet is always written")
+    push_to_hub: None = Field(None, description="not built yet")
 
 
 class JobSpec(Strict):
-    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    pipeline: Literal["cot", "icl", "instruct"]
+    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="of the run, in the card and the report"
+    )
+    pipeline: Literal["cot", "icl", "instruct"] = Field(description="rationales, episodes (not built yet), or pairs")
     source: Source
-    teachers: Annotated[list[Teacher], Field(min_length=1)]
+    teachers: Annotated[list[Teacher], Field(min_length=1)] = Field(
+        description="lanes; rows are spread over them by free capacity"
+    )
     sampling: SamplingSpec = SamplingSpec()
-    cascade: None = None
+    cascade: None = Field(None, description="not built yet")
     prompt: Prompt = Prompt()
     validation: Validation = Field(Validation(), alias="validate")
     curate: Curate = Curate()
-    instruct: Instruct | None = None
-    budget: Budget | None = None
-    faithful: Literal[False] = False
+    instruct: Instruct | None = Field(None, description="for pipeline instruct")
+    budget: Budget | None = Field(None, description="null: no cap")
+    faithful: Literal[False] = Field(False, description="the paper's own behaviour: not built yet")
     publish: Publish = Publish()
-    train: TrainingSpec | None = None
-    evaluate: None = None
+    train: TrainingSpec | None = Field(None, description="a student to train on the dataset")
+    evaluate: None = Field(None, description="not built yet")
 
     @field_validator("curate", "publish", "prompt", "validation", "sampling", mode="before")
     @classmethod

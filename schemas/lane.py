@@ -47,8 +47,8 @@ class Limits(Strict):
 class PriceSpec(Strict):
     """USD per million tokens."""
 
-    input: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    output: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    input: Annotated[float, Field(ge=0)] = Field(description="USD per million input tokens")
+    output: Annotated[float, Field(ge=0)] = Field(description="USD per million output tokens, reasoning among them")
 
 
 def check_base_url(url: str) -> str:
@@ -73,7 +73,9 @@ def check_base_url(url: str) -> str:
 class Teacher(Strict):
     """One lane."""
 
-    provider: Literal["openai", "anthropic", "embedded", "recorded", "scripted"]
+    provider: Literal["openai", "anthropic", "embedded", "recorded", "scripted"] = Field(
+        description="openai and anthropic: these or any compatible server; embedded: a local model; scripted: made up"
+    )
     model: str = Field("", description="the model's name; for `embedded` smollm2-135m or the path of a .gguf file")
     api: Literal["chat", "responses"] = Field("chat", description="openai only")
     base_url: str | None = Field(
@@ -81,9 +83,9 @@ class Teacher(Strict):
     )
     api_key: str | None = Field(None, description="env:NAME or file:PATH, never the key itself")
     limits: Limits = Limits()
-    price: PriceSpec | None = None
+    price: PriceSpec | None = Field(None, description="null: from the table that ships, if it knows the model")
     free: bool = Field(False, description="a teacher of one's own: nothing is paid")
-    lane: Literal["online", "batch"] = "online"
+    lane: Literal["online", "batch"] = Field("online", description="batch is not built yet")
     timeout_s: Annotated[float, Field(gt=0)] = Field(120.0, description="seconds for one call")
 
     @field_validator("base_url")

@@ -10,10 +10,10 @@ from schemas.lane import Strict
 class Scratch(Strict):
     """A student with random weights and a tokenizer trained on the data."""
 
-    arch: Literal["llama", "t5"] = "llama"
-    layers: Annotated[int, Field(gt=0)] = 2
-    hidden: Annotated[int, Field(gt=0)] = 64
-    heads: Annotated[int, Field(gt=0)] = 4
+    arch: Literal["llama", "t5"] = Field("llama", description="decoder-only or encoder-decoder")
+    layers: Annotated[int, Field(gt=0)] = Field(2, description="of the decoder, and of the encoder where there is one")
+    hidden: Annotated[int, Field(gt=0)] = Field(64, description="width; a multiple of twice the heads")
+    heads: Annotated[int, Field(gt=0)] = Field(4, description="of attention")
     vocab: Annotated[int, Field(ge=300)] = Field(2000, description="at least 300: the 256 bytes and special tokens")
 
     @model_validator(mode="after")
@@ -27,7 +27,7 @@ class LayerCut(Strict):
     """A bigger model cut to `layers` evenly spaced layers; the embeddings are kept."""
 
     source: str = Field(alias="from", description="a Hugging Face id or path, a .gguf file, or smollm2-135m")
-    layers: Annotated[int, Field(gt=0)]
+    layers: Annotated[int, Field(gt=0)] = Field(description="how many to keep")
 
 
 class FromScratch(Strict):
@@ -37,7 +37,9 @@ class FromScratch(Strict):
 class Objective(Strict):
     """The loss. `sft`: cross-entropy on the response tokens."""
 
-    name: Literal["sft", "step_by_step", "icl", "kd", "hidden", "gkd", "minillm"] = "sft"
+    name: Literal["sft", "step_by_step", "icl", "kd", "hidden", "gkd", "minillm"] = Field(
+        "sft", description="sft; the others are not built yet"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -54,7 +56,9 @@ class TrainingData(Strict):
 
     path: str | None = Field(None, description="jsonl, jsonl.gz, json, csv or parquet: file, glob or directory")
     run: str | None = Field(None, description="a run directory: its published dataset")
-    fields: dict[Literal["prompt", "response"], str] = Field(default_factory=dict)
+    fields: dict[Literal["prompt", "response"], str] = Field(
+        default_factory=dict, description="our name: the column's name"
+    )
     template: str | None = Field(None, description="`chat`: the tokenizer's chat template; null: text as written")
 
     @model_validator(mode="after")
@@ -70,15 +74,15 @@ class TrainingSpec(Strict):
     student: FromScratch | LayerCut | str = Field(description="scratch, {from, layers}, or a Hugging Face id or path")
     objective: Objective = Objective()
     data: TrainingData | None = Field(None, description="in a job spec: null, the run's own dataset")
-    teacher: None = None
-    workers: Annotated[int, Field(ge=1)] = 1
-    epochs: Annotated[float, Field(gt=0)] = 1
+    teacher: None = Field(None, description="local weights to compare with: not built yet")
+    workers: Annotated[int, Field(ge=1)] = Field(1, description="processes that train together")
+    epochs: Annotated[float, Field(gt=0)] = Field(1, description="passes over the pairs")
     batch_size: Annotated[int, Field(ge=1)] = Field(8, description="rows a step, per worker")
-    learning_rate: Annotated[float, Field(gt=0)] = 3.0e-4
+    learning_rate: Annotated[float, Field(gt=0)] = Field(3.0e-4, description="its peak, after a short rise")
     max_length: Annotated[int, Field(ge=8)] = Field(512, description="tokens of prompt and response together")
     packing: bool = Field(True, description="several pairs in one row; decoder-only students")
-    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    seed: int = 0
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the pairs that is held out")
+    seed: int = Field(0, description="of the split, of new weights and of the order")
 
     @field_validator("student", mode="before")
     @classmethod
