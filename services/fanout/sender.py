@@ -81,6 +81,11 @@ class Sender:
             return self._allowance.window + SPARE - self._allowance.in_flight - held
         return int(max(SPARE, self._allowance.pace)) - held
 
+    @property
+    def is_hungry(self) -> bool:
+        """Whether it is time to take more calls on: half a buffer at a time, for asking costs as much as a call."""
+        return self.room >= max(SPARE // 2, int(self._allowance.pace / 2))
+
     def take_delta(self) -> Progress:
         """Counters since the last call."""
         delta, self.delta = self.delta, Progress()

@@ -1,0 +1,123 @@
+"""One worker's calls, against an adapter that does what the test says."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.call import Call, Message, Reply, Sampling, Verdict, VerdictKind
+from schemas.lane import Teacher
+from schemas.money import Usage
+from services.fanout.allowance import Allowance
+from services.fanout.sender import BREAKER, NEVER_RIGHT, End, Sender, Stopped
+from services.journal import writer
+from services.journal.index import JournalIndex
+from services.journal.writer import JournalWriter
+
+LANE = Teacher.model_validate({"provider": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "free": True})
+ANSWER = Reply(Verdict(VerdictKind.ANSWERED), 200, b"{}", Usage(1, 1))
+
+
+class Played:
+    """An adapter whose replies a function gives, by the number of the attempt."""
+
+    def __init__(self, reply: Callable[[int], Reply]) -> None:
+        self.sent, self._reply = 0, reply
+
+    async def send(self, call: Call) -> Reply:
+        self.sent += 1
+        await asyncio.sleep(0)
+        return self._reply(self.sent)
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def refused(kind: VerdictKind, wait: float | None = None) -> Reply:
+    return Reply(Verdict(kind, "said so", wait), 400)
+
+
+def sender(folder: Path, adapter: Any, window: int = 4) -> Sender:
+    allowance = Allowance("run", "w", {}, None, governed=False, banked=False, window=window)
+    return Sender(LANE, adapter, JournalWriter(folder, "000001-1-0000"), allowance, None)
+
+
+def calls(count: int) -> list[Call]:
+    return [Call(str(i), (Message("user", f"question {i}"),), Sampling()) for i in range(count)]
+
+
+async def see_through(work: Sender, count: int) -> int:
+    """Run calls side by side; how many were seen through."""
+    done = await asyncio.gather(*(work.run(call) for call in calls(count)), return_exceptions=True)
+    assert all(d is None or isinstance(d, Stopped) for d in done)
+    return sum(d is None for d in done)
+
+
+@pytest.mark.parametrize("kind", [VerdictKind.AUTH, VerdictKind.OUT_OF_MONEY, VerdictKind.MISDIRECTED])
+def test_the_first_answer_that_no_other_call_can_better_stops_the_lane(tmp_path: Path, kind: VerdictKind) -> None:
+    adapter = Played(lambda number: refused(kind))
+    work = sender(tmp_path, adapter)
+    assert asyncio.run(see_through(work, 40)) == 0
+    assert work.end == End("closed", f"{kind.value}: said so")
+    assert adapter.sent <= 4  # those in flight
+
+
+def test_a_transient_error_is_tried_again_and_the_answer_kept(tmp_path: Path) -> None:
+    adapter = Played(lambda number: refused(VerdictKind.TRANSIENT) if number == 1 else ANSWER)
+    work = sender(tmp_path, adapter)
+    assert asyncio.run(see_through(work, 1)) == 1
+    assert (work.delta.answered, work.delta.retried, adapter.sent) == (1, 1, 2)
+
+
+def test_a_bad_request_is_never_tried_again_and_kept_as_a_failure(tmp_path: Path) -> None:
+    adapter = Played(lambda number: refused(VerdictKind.BAD_REQUEST) if number == 1 else ANSWER)
+    work = sender(tmp_path, adapter, window=1)
+    assert asyncio.run(see_through(work, 3)) == 3
+    assert adapter.sent == 3
+    assert JournalIndex(tmp_path).totals.failed == 1
+
+
+def test_a_lane_that_has_answered_nothing_but_bad_requests_is_closed(tmp_path: Path) -> None:
+    adapter = Played(lambda number: refused(VerdictKind.BAD_REQUEST))
+    work = sender(tmp_path, adapter, window=1)
+    asyncio.run(see_through(work, 100))
+    assert work.end is not None and work.end.detail.startswith("bad_request")
+    assert adapter.sent <= NEVER_RIGHT + 1 < 100
+    assert BREAKER < NEVER_RIGHT
+
+
+def test_a_stop_does_not_wait_for_a_call_that_rests_before_its_next_try(tmp_path: Path) -> None:
+    adapter = Played(lambda number: refused(VerdictKind.RATE_LIMITED, wait=60.0))
+    work = sender(tmp_path, adapter)
+
+    async def stopped_while_resting() -> float:
+        running = asyncio.create_task(see_through(work, 3))
+        while adapter.sent < 3:
+            await asyncio.sleep(0)
+        begun = asyncio.get_running_loop().time()
+        work.stop(End("stopped"))
+        assert await running == 0
+        return asyncio.get_running_loop().time() - begun
+
+    assert asyncio.run(stopped_while_resting()) < 5.0
+
+
+def test_low_disk_stops_sending_before_an_answer_has_no_place_to_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = Played(lambda number: ANSWER)
+    work = sender(tmp_path, adapter)
+    monkeypatch.setattr(writer, "LOW_DISK", 2**62)
+
+    async def tick() -> None:
+        renewing = asyncio.create_task(work.renew_leases())
+        while work.end is None:
+            await asyncio.sleep(0)
+        work.done()
+        await renewing
+
+    asyncio.run(tick())
+    assert work.end is not None and work.end.reason == "failed" and "low disk" in work.end.detail
+    assert asyncio.run(see_through(work, 5)) == 0 and adapter.sent == 0
