@@ -136,7 +136,7 @@ def cluster() -> Iterator[str]:
     """A Ray of its own for runs that share a governor."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
     try:
         yield str(ray.get_runtime_context().gcs_address)
     finally:
@@ -162,6 +162,7 @@ def limits(folder: Path, seconds: int) -> Table:
                            check=True, capture_output=True, cwd=ROOT)  # fmt: skip
             share, refused = used(teacher.bill(), limit, column)
         table.add_row(name, str(workers), f"{share:.1%}", f"{refused:.2%}")
+        print(f"{name}, {workers} workers: {share:.1%} used, {refused:.2%} refused", file=sys.stderr, flush=True)
     share, refused, halves = two_runs(folder, seconds)
     table.add_row("6,000 requests, two runs", "2 + 2", f"{share:.1%} ({halves})", f"{refused:.2%}")
     return table
