@@ -56,7 +56,7 @@ def drill(folder: Path, number: int, rows: int, kills: int) -> dict[str, Any]:
     kept = said["rows"]["accepted"] + sum(said["rows"]["rejected"].values())
     assert kept == rows == bill["unique"], (kept, bill["unique"])
     assert bill["repeated"] <= done * IN_FLIGHT, bill["repeated"]
-    assert round(said["spend"]["usd"] * 1e6) >= bill["micro_usd"], (said["spend"], bill["micro_usd"])
+    assert said["spend"]["usd"] >= bill["usd"] - 1e-12, (said["spend"], bill["usd"])
     return {"kills": done, "repeated": bill["repeated"], "usd": said["spend"]["usd"], "bill": bill["usd"]}
 
 

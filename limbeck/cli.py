@@ -63,7 +63,7 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
         fail(Interrupted("interrupted", "run the same command again to go on"))
     except BrokenPipeError:
         os._exit(1)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
         # A disk that fills up, a file that vanishes: what was paid for is on disk, and one line says what happened.
         if debug:
             raise

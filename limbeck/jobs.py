@@ -1,18 +1,21 @@
 """The one place that strings generation and training together."""
 
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipelines.estimate import Estimate, estimate
-from pipelines.rundir import RunDirectory
+from pipelines.rundir import RunDirectory, replace_text
 from pipelines.runner import Run, Watch
 from schemas.errors import LimbeckError, SpecError, refused_as_spec
 from schemas.job import JobSpec
 from schemas.manifest import Manifest
 from schemas.student import FromScratch, TrainingData, TrainingSpec
 from services import cluster
+
+TRAINED = "trained_on.json"
 
 
 def run(
@@ -33,19 +36,16 @@ def run(
         this.check()
         if spec.train is not None:
             _check_training(spec.train)
-    earlier = directory.earlier()
-    trained = earlier is not None and earlier.train == spec.train and (directory.student / "metrics.json").is_file()
-    if this.is_finished and (spec.train is None or trained):
+    if this.is_finished and (spec.train is None or _is_trained(this, spec.train)):
         return this.manifest
-    before = this.manifest.dataset.sha256
     cluster.check_address(address)
     with this.stage("ray"):
         cluster.connect(address)
-    directory.open(spec)
+    directory.open(spec, this.started())
     ready()
     try:
         this.generate()
-        if spec.train is not None and not (trained and this.manifest.dataset.sha256 == before):
+        if spec.train is not None and not _is_trained(this, spec.train):
             _train_stage(this, spec.train)
         this.finish()
     except SpecError as error:
@@ -69,8 +69,9 @@ def replay(spec: JobSpec, out: Path) -> Manifest:
     if directory.earlier() is None:
         raise SpecError(f"{out} is not a run directory: it has no job.yaml", "name a --out of a run")
     this = Run(spec, directory)
-    this.check()
-    directory.open(spec)
+    with refused_as_spec():
+        this.check()
+    directory.open(spec, this.started())
     try:
         this.replay()
         this.finish()
@@ -83,8 +84,11 @@ def plan(spec: JobSpec) -> Estimate:
     """Check a job and count its calls, tokens, dollars and hours, lane by lane. Starts nothing and pays nothing."""
     with tempfile.TemporaryDirectory() as nowhere:
         this = Run(spec, RunDirectory(Path(nowhere) / "run"))
-        this.check(sizes=False)
-        return estimate(spec, this.plan())
+        with refused_as_spec():
+            this.check(sizes=False)
+            if spec.train is not None:
+                _check_training(spec.train)
+            return estimate(spec, this.plan())
 
 
 def _check_training(spec: TrainingSpec) -> None:
@@ -100,6 +104,19 @@ def _check_training(spec: TrainingSpec) -> None:
         raise SpecError("data.template: chat, but a student from scratch has no chat template", "leave template out")
 
 
+def _trained_on(this: Run, spec: TrainingSpec) -> dict[str, Any]:
+    """What a student is made of: while it is the same, so is the student."""
+    return {"dataset": this.manifest.dataset.sha256, "train": spec.model_dump(mode="json", by_alias=True)}
+
+
+def _is_trained(this: Run, spec: TrainingSpec) -> bool:
+    try:
+        found = json.loads((this.directory.student / TRAINED).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(found == _trained_on(this, spec))
+
+
 def _train_stage(this: Run, spec: TrainingSpec) -> None:
     data = spec.data or TrainingData()
     if data.path is None and data.run is None:
@@ -109,6 +126,7 @@ def _train_stage(this: Run, spec: TrainingSpec) -> None:
             spec.model_copy(update={"data": data}), this.directory.root,
             watch=lambda _: this.watch(this.manifest), stopping=this.stopping,
         )  # fmt: skip
+    replace_text(this.directory.student / TRAINED, json.dumps(_trained_on(this, spec), indent=2) + "\n")
 
 
 def train(

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.estimate import Estimate, Range
 from schemas.job import JobSpec
@@ -24,7 +25,7 @@ def outlook(spec: JobSpec, found: Estimate) -> Table:
     for lane in found.lanes:
         hours = ranged(lane.hours, ".2f") if lane.hours else "no limit named"
         table.add_row(
-            lane.teacher, f"{lane.calls:,}", ranged(lane.input_tokens), ranged(lane.output_tokens),
+            Text(lane.teacher), f"{lane.calls:,}", ranged(lane.input_tokens), ranged(lane.output_tokens),
             ranged(lane.usd, ",.4f", "$"), hours,
         )  # fmt: skip
     total = found.hours

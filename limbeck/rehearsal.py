@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import signal
 import sys
 from typing import Any
@@ -17,7 +18,7 @@ def pair(option: str, text: str, kind: type[Any]) -> tuple[Any, Any]:
         found = kind(low), kind(high)
     except ValueError:
         found = None
-    if not colon or found is None or found[0] < 0 or found[1] < 0:
+    if not colon or found is None or not all(math.isfinite(n) and n >= 0 for n in found):
         raise SpecError(f"{option}: {text!r} is not two numbers", f"as in {option} 8:16")
     return found
 
@@ -32,6 +33,12 @@ def serve_fake_teacher(port: int, stop_after_s: float | None, **options: Any) ->
         raise SpecError(f"--charge: {options['charge']!r}", "known: provider, actual")
     if low > high or high < 1:
         raise SpecError(f"--words: {low}:{high} is no range", "as in --words 8:16")
+    for name, value in options.items():
+        limit = name in ("rpm", "tpm", "input_tpm", "output_tpm", "concurrency", "burst_s")
+        if isinstance(value, int | float) and (value < 0 or not math.isfinite(value) or (limit and value == 0)):
+            raise SpecError(f"--{name.removesuffix('_s').replace('_', '-')}: {value} cannot be", "a positive number")
+    if not 0 <= port < 65536:
+        raise SpecError(f"--port {port}: no port", "0 takes a free one")
     price = Price(*pair("--price", options.pop("price"), float))
     faults = parse_faults(options.pop("faults"))
     behaviour = Behaviour(words=(low, high), price=price, faults=faults, **options)

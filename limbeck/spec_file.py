@@ -1,13 +1,14 @@
 """Read a spec from YAML, apply `--set` overrides, resolve its paths."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from schemas.errors import SpecError
+from schemas.errors import SpecError, refused_as_spec
 from schemas.explain import spec_error
 from schemas.job import JobSpec
 from schemas.lane import Strict
@@ -47,6 +48,8 @@ class Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
             seen.add(key.value)
@@ -69,11 +72,12 @@ def override(spec: dict[str, Any], setting: str) -> None:
     """Apply one `a.b=c`; `c` is read as YAML, and a number in the path indexes a list."""
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():
-        raise SpecError(f"--set {setting}: not of the form key.key=value", "as in --set budget.usd=10")
+        typed = re.match(r"[\w.]*", setting)  # no more of it: what follows may be a key
+        raise SpecError(f"--set {typed.group() if typed else ''}: not of the form key.key=value", "as in budget.usd=10")
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
-        raise SpecError(f"--set {setting}: the value is not valid YAML", "quote it") from None
+        raise SpecError(f"--set {path}: the value is not valid YAML", "quote it") from None
     *parents, last = path.strip().split(".")
     here: Any = spec
     for key in parents:
@@ -88,12 +92,14 @@ def override(spec: dict[str, Any], setting: str) -> None:
 def _step(here: Any, key: str, setting: str) -> Any:
     if isinstance(here, list):
         if not key.isdecimal() or int(key) >= len(here):
-            raise SpecError(f"--set {setting}: {key!r} is not a place in a list of {len(here)}", "count from 0")
+            raise SpecError(
+                f"--set {setting.partition('=')[0]}: {key!r} is not a place in a list of {len(here)}", "count from 0"
+            )
         return here[int(key)]
     if here.get(key) is None:
         here[key] = {}
     if not isinstance(here[key], dict | list):
-        raise SpecError(f"--set {setting}: {key!r} holds a value, not keys", "name the key itself")
+        raise SpecError(f"--set {setting.partition('=')[0]}: {key!r} holds a value, not keys", "name the key itself")
     return here[key]
 
 
@@ -122,15 +128,16 @@ def resolve_paths(spec: dict[str, Any], folder: Path) -> None:
 
 def load_spec(path: Path, model: type[Spec], settings: list[str]) -> Spec:
     """A validated spec. Every problem is a `SpecError` of one line."""
-    raw = read_yaml(path)
-    for setting in settings:
-        override(raw, setting)
-    require_unicode(raw)
-    resolve_paths(raw, path.absolute().parent)
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        raise spec_error(model, error) from None
+    with refused_as_spec():
+        raw = read_yaml(path)
+        for setting in settings:
+            override(raw, setting)
+        require_unicode(raw)
+        resolve_paths(raw, path.absolute().parent)
+        try:
+            return model.model_validate(raw)
+        except ValidationError as error:
+            raise spec_error(model, error) from None
 
 
 def load_job(path: Path, settings: list[str]) -> JobSpec:

@@ -73,8 +73,12 @@ class RunDirectory:
                 "free some space, or choose --out on another disk",
             )
 
-    def open(self, spec: JobSpec) -> None:
-        """Create or take over the directory; `SpecError` while another process runs in it."""
+    def open(self, spec: JobSpec, manifest: Manifest | None = None) -> None:
+        """Create or take over the directory; `SpecError` while another process runs in it.
+
+        `manifest`, which says that the run is under way, is written before the spec: a finished run of one spec must
+        never be taken for one of another.
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.root / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -88,6 +92,8 @@ class RunDirectory:
         self._lock = lock
         self.journal.mkdir(exist_ok=True)
         self.work.mkdir(exist_ok=True)
+        if manifest is not None:
+            self.save(manifest)
         text = yaml.safe_dump(spec.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
         replace_text(self.spec_file, text)
 

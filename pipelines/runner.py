@@ -182,6 +182,11 @@ class Run:
         self.directory.save(self.manifest)
         self.watch(self.manifest)
 
+    def started(self) -> Manifest:
+        """The manifest of a run that is under way under this spec."""
+        self.manifest.name, self.manifest.state, self.manifest.error = self.spec.name, "running", ""
+        return self.manifest
+
     def _open_books(self) -> None:
         before = self.manifest.calls
         self._base = JournalIndex(self.directory.journal).totals

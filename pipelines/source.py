@@ -292,7 +292,7 @@ def scan(source: Source) -> Scan:
             found.first_problem = found.first_problem or row
             continue
         found.good += 1
-        found.longest = max(found.longest, len(row.input.encode()))
+        found.longest = max(found.longest, sum(len(text.encode()) for text in (row.input, *row.choices)))
         hashes.append(_hash(row.id))
     if not found.rows:
         raise SpecError(f"source empty: {source.path} has no rows", "is it the right file?")

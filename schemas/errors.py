@@ -56,7 +56,7 @@ def refused_as_spec() -> Iterator[None]:
     """Before the first call, whatever a file, a path or a value does that nobody foresaw is wrong input: one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
         lines = str(error).strip().splitlines()
         what = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
         raise SpecError(what, "--debug shows where it comes from") from error

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.errors import SpecError
 
-SECRET = re.compile(r"key|secret|passw|token$", re.IGNORECASE)  # names of keys whose values are not repeated
-LOOKS_SECRET = re.compile(r"\bsk-|\bBearer |://[^/]*@", re.IGNORECASE)
+SECRET = re.compile(r"key|secret|passw|token$|^auth", re.IGNORECASE)  # names of keys whose values are not repeated
+LOOKS_SECRET = re.compile(r"\bsk-|\bBearer |://[^/]*@|[?&]\w*=", re.IGNORECASE)
 LATER = {"icl": "pipeline icl", "deadline": "the deadline planner"}  # keys of the contract that are not built yet
 UNBUILT = {"faithful": "false", "sampling.n": "1", "instruct.mode": "example_guided"}
 

@@ -47,7 +47,7 @@ class Bucket:
 
     The refill is split over the workers that ask, by their weights; what one leaves lying, the others may take. A
     demand larger than the bucket is let through once it is full and leaves a debt, so nothing waits for ever. Where
-    the bucket holds less than one for each, the first to ask takes it.
+    the bucket holds less than one for each, they take turns.
     """
 
     def __init__(self, per_minute: float, now: Seconds, whole: bool = False, guessed: bool = False) -> None:
@@ -57,6 +57,8 @@ class Bucket:
         self.factor = 1.0
         self.burst_s = BURST_S
         self._credit: dict[str, float] = {}
+        self._few = False
+        self._served: dict[str, float] = {}  # by worker and its weight, while there is less than one for each
         self._spare = max(1.0, per_minute / 60 * START_S)
         self._at = now
         self._minute = Minute()
@@ -79,7 +81,9 @@ class Bucket:
         gained, self._at = max(0.0, now - self._at) * self.per_second, max(now, self._at)
         for worker in [worker for worker in self._credit if worker not in asking]:
             self._spare += self._credit.pop(worker)
-        few = self._whole and asking and self.capacity * min(asking.values()) < 1.0
+        few = self._few = bool(self._whole and asking and self.capacity * min(asking.values()) < 1.0)
+        least = min((self._served.get(w, 0.0) for w in asking if w in self._served), default=0.0)
+        self._served = {w: self._served.get(w, least) for w in asking}
         for worker, weight in ({} if few else asking).items():
             held, share = self._credit.get(worker, 0.0) + gained * weight, self.capacity * weight
             self._credit[worker] = min(held, share)
@@ -96,6 +100,12 @@ class Bucket:
         given = max(0.0, min(wanted, own + self._spare, room))
         if self._whole:
             given = float(int(given + 1e-9))
+        if self._few and given:
+            # Turn by turn: whoever has had the least for its weight.
+            if self._served.get(worker, 0.0) > min(self._served.values(), default=0.0):
+                return 0.0
+            given = 1.0
+            self._served[worker] = self._served.get(worker, 0.0) + 1.0
         if given:
             from_own = min(given, max(0.0, own))
             self._credit[worker] = own - from_own

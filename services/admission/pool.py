@@ -86,6 +86,7 @@ class Client:
     limits: dict[str, float]
     concurrency: int | None
     peak: int
+    wanting: bool
 
 
 @dataclass(slots=True)
@@ -147,6 +148,7 @@ class Pool:
         self._clients[report.worker] = Client(
             report.run, now, bool(report.wanted) or report.in_flight > 0,
             max(known.window if known else 0, report.in_flight), report.limits, report.concurrency, report.peak,
+            bool(report.wanted),
         )  # fmt: skip
         for worker in [w for w, c in self._clients.items() if now - c.seen_at > 30 * LEASE_S]:
             del self._clients[worker]
@@ -154,14 +156,15 @@ class Pool:
     def _alive(self, now: Seconds) -> list[Client]:
         return [c for c in self._clients.values() if now - c.seen_at <= LEASE_S]
 
-    def _asking(self, now: Seconds) -> dict[str, float]:
-        """Weights of the workers that want something: even over runs, then over a run's workers."""
-        crews = Counter(c.run for c in self._alive(now) if c.asking)
-        return {
-            worker: 1 / (len(crews) * crews[c.run])
-            for worker, c in self._clients.items()
-            if c.asking and now - c.seen_at <= LEASE_S
+    def _asking(self, now: Seconds, in_flight: bool = False) -> dict[str, float]:
+        """Weights of the workers that want something, or have calls in flight: even over runs, then over a run's."""
+        asking = {
+            worker: client.run
+            for worker, client in self._clients.items()
+            if (client.wanting or (in_flight and client.asking)) and now - client.seen_at <= LEASE_S
         }
+        crews = Counter(asking.values())
+        return {worker: 1 / (len(crews) * crews[run]) for worker, run in asking.items()}
 
     def _apply_limits(self, now: Seconds) -> None:
         """The smallest of what the live specs say and the server's headers teach."""
@@ -300,7 +303,7 @@ class Pool:
         if not me.asking:
             me.window = 0
             return 0
-        fair = math.ceil(self._window.size * self._asking(now)[report.worker])
+        fair = math.ceil(self._window.size * self._asking(now, in_flight=True)[report.worker])
         others = sum(c.window for c in self._alive(now) if c is not me)
         me.window = max(report.in_flight, min(fair, self._window.size - others))
         return me.window

@@ -85,7 +85,7 @@ class FakeTeacher:
             return self._refuse(wire, self.behaviour.status, "made_up", 0.0)
         try:
             asked = wire.read(json.loads(raw))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             return self._refuse(wire, 400, "invalid_request", 0.0, f"{type(error).__name__}: {error}")
         fault = drawn(self.behaviour.faults, self._rng)
         if fault in BEFORE:

@@ -78,6 +78,10 @@ class Allowance:
             for name, level in self._levels.items()
         )
 
+    def is_leased(self, now: Seconds) -> bool:
+        """Whether the leases that calls need are in force."""
+        return (not self.governed or now <= self._until) and (not self.banked or now <= self._bank_until)
+
     def _rated(self, demand: Demand) -> Demand:
         """What to take from the limits for a call: the most that it can use, or what one usually uses where the server
         counts tokens as they are produced."""

@@ -132,7 +132,7 @@ class Fleet:
             for _ in range(self._crew(lane)):
                 self._hire(lane)
         ends: list[End] = []
-        stopped = False
+        stopped, before = False, -1
         while True:
             running = {actor.run.remote(self._feed): name for name, (_, actor) in self._workers.items()}
             while running:
@@ -151,8 +151,13 @@ class Fleet:
                 break
             # A lane that closed late gave calls back after the other lanes had run dry: they take them over.
             # `stopped` stands beside the ends: a stop before a plan's first unit ends its workers as done.
+            now: Progress = ray.get(self._feed.progress.remote())
+            stuck, before = (
+                now.sent + now.failed == before,
+                now.sent + now.failed,
+            )  # what is left fits no lane that is left
             reasons = {end.reason for end in ends} | ({"stopped"} if stopped else set())
-            if not self._workers or "stopped" in reasons:
+            if not self._workers or stuck or "stopped" in reasons:
                 raise self._unfinished(reasons)
         progress: Progress = ray.get(self._feed.progress.remote())
         watch(progress)

@@ -1,5 +1,6 @@
 """When the same call is sent again, and after how long. The only retry policy there is: the SDK's and Ray's are 0."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result, wait_random_exponential
@@ -17,6 +18,7 @@ ATTEMPTS = {
     VerdictKind.TIMEOUT: 3,
     VerdictKind.IN_DOUBT: 3,
 }
+BLIP_S = 15.0  # a network that is gone for so long comes back without a lane being given up
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 _backoff = wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)
 
@@ -27,8 +29,18 @@ def _reply(state: RetryCallState) -> Reply:
     return reply
 
 
-def _stop(state: RetryCallState) -> bool:
-    return state.attempt_number >= ATTEMPTS.get(_reply(state).verdict.kind, 1)
+class _GiveUp:
+    """Counts by kind: forty refusals for rate say nothing about the first error of another sort."""
+
+    def __init__(self) -> None:
+        self._seen: Counter[VerdictKind] = Counter()
+
+    def __call__(self, state: RetryCallState) -> bool:
+        kind = _reply(state).verdict.kind
+        self._seen[kind] += 1
+        if kind is VerdictKind.UNREACHABLE and (state.seconds_since_start or 0.0) < BLIP_S:
+            return False
+        return self._seen[kind] >= ATTEMPTS.get(kind, 1)
 
 
 def _wait(state: RetryCallState) -> float:
@@ -41,7 +53,7 @@ def attempts(rest: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
     return AsyncRetrying(
         sleep=rest,
         retry=retry_if_result(lambda reply: reply.verdict.kind.retried),
-        stop=_stop,
+        stop=_GiveUp(),
         wait=_wait,
         retry_error_callback=_reply,
     )

@@ -26,6 +26,7 @@ BREAKER = 8  # calls in a row that ran out of attempts: the lane is down, not th
 NEVER_RIGHT = 25  # bad requests of a lane that has answered nothing: the spec is wrong, not the calls
 SOONEST_S = 0.05  # between two renewals
 DISK_EVERY_S = 1.0
+LEASELESS_S = 60.0
 SPARE = 16  # calls that wait while the window is full, so that it stays full
 LOST = Verdict(VerdictKind.IN_DOUBT, "the worker met an error")
 
@@ -62,6 +63,8 @@ class Sender:
         self._noted = allowance.banked or not teacher.rates.free  # attempts are journalled before they leave
         self._waiting: deque[tuple[Demand, asyncio.Future[Demand]]] = deque()
         self._need, self._ended = asyncio.Event(), asyncio.Event()
+        self.freed = asyncio.Event()  # set when there is room for more calls, or no more are wanted
+        self._leased_at: float | None = None
         self._typical: Demand | None = None
         self._failed_in_a_row = self._bad_in_a_row = 0
         self._answered_any = self._done = False
@@ -99,8 +102,8 @@ class Sender:
                 _, ready = self._waiting.popleft()
                 if not ready.done():
                     ready.set_exception(Stopped())
-            self._need.set()
-            self._ended.set()
+            for event in (self._need, self._ended, self.freed):
+                event.set()
 
     async def run(self, call: Call) -> None:
         """See one call through to an answer or a final failure in the journal; `Stopped` where the worker stops."""
@@ -189,6 +192,11 @@ class Sender:
 
     def _start_waiting(self, now: float) -> None:
         """Let waiting calls go, first come first served, as far as the allowance reaches."""
+        self._let_go(now)
+        if self.is_hungry:
+            self.freed.set()
+
+    def _let_go(self, now: float) -> None:
         while self._waiting:
             demand, ready = self._waiting[0]
             if not ready.done():
@@ -240,6 +248,7 @@ class Sender:
             asked_at = loop.time()
             self._need.clear()
             await self.renew()
+            self._require_lease(loop.time())
             self._start_waiting(loop.time())
             self._look_at_disk(loop.time())
             pause = self._allowance.pause_until - loop.time()
@@ -247,6 +256,13 @@ class Sender:
             # Not asyncio.wait_for: up to 3.11 it loses a cancellation that comes together with the event.
             with anyio.move_on_after(PERIOD_S):
                 await self._need.wait()
+
+    def _require_lease(self, now: float) -> None:
+        """Without a lease nothing is sent; without one for long, say so instead of waiting for ever."""
+        if not self._waiting or self._leases is None or self._allowance.is_leased(now) or self._leased_at is None:
+            self._leased_at = now
+        elif now - self._leased_at > LEASELESS_S:
+            self.stop(End("failed", "the actors that share out limits and money do not answer"))
 
     def done(self) -> None:
         """No more calls will come: let `renew_leases` end."""
@@ -280,5 +296,5 @@ class Sender:
         if now - self._disk_at < DISK_EVERY_S:
             return
         self._disk_at = now
-        if not self._journal.has_room(self._allowance.window):
+        if not self._journal.has_room(self._allowance.in_flight):
             self.stop(End("failed", f"low disk: {self._journal.path.parent} has no room for the answers in flight"))

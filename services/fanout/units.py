@@ -72,7 +72,7 @@ class Units:
         size = min(LARGEST, max(SMALLEST, SMALLEST * (self._cut // 8)), max(SMALLEST, wanted))
         batch = self._taken_back(lane, size)
         for _ in range(LOOK_AHEAD):
-            if self.exhausted or len(batch) >= size:
+            if self.exhausted or len(batch) >= size or len(self._returned) >= LOOK_AHEAD:
                 break
             call = next(self._calls, None)
             if call is None:

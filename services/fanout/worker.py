@@ -1,7 +1,9 @@
 """The worker actor: pulls units from the feed and runs their calls with asyncio inside."""
 
 import asyncio
+import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from services.teachers.adapter import open_adapter
 from services.teachers.credentials import credential_id
 
 REPORT_EVERY_S = 0.5
+IDLE_S = 0.2  # before asking again where there is nothing to do for now
 FREE_WINDOW = 64  # calls in flight of a lane that nobody else uses
 log = logging.getLogger(__name__)
 
@@ -38,15 +41,26 @@ class Post(NamedTuple):
 
 
 class RayLeases:
-    """The governor and the cashier over Ray. One that does not answer in time is treated as having said nothing."""
+    """The governor and the cashier over Ray. One that does not answer in time is treated as having said nothing.
 
-    def __init__(self, name: str, governor: Any | None, cashier: Any | None) -> None:
-        self._name, self._governor, self._cashier = name, governor, cashier
+    A governor leaves once nobody has asked for a minute, as between two stages of a run; then it is found anew.
+    """
+
+    def __init__(self, name: str, find_governor: Callable[[], Any] | None, cashier: Any | None) -> None:
+        self._name, self._find, self._cashier = name, find_governor, cashier
+        self._governor = find_governor() if find_governor is not None else None
 
     async def grant(self, report: Report) -> Grant | None:
-        assert self._governor is not None
+        assert self._governor is not None and self._find is not None
         grant: Grant | None = await self._asked(self._governor.renew.remote(report))
+        if grant is None:
+            self._governor = self._find()
         return grant
+
+    def leave(self) -> None:
+        """Give up the share of the limits."""
+        if self._governor is not None:
+            self._governor.forget.remote(self._name)
 
     async def advance(self, account: Account, wanted: Amount, next_call: Amount) -> Advance | None:
         assert self._cashier is not None
@@ -82,15 +96,14 @@ class Worker:
         self._adapter = open_adapter(teacher, post.base_url)
         self._journal = JournalWriter(post.journal, post.name)
         governed = teacher.provider in ("openai", "anthropic")
-        governor = None
+        find = None
         if governed:
-            governor = governor_of(credential_id(teacher, post.base_url), charging_of(teacher))
+            find = functools.partial(governor_of, credential_id(teacher, post.base_url), charging_of(teacher))
         self._allowance = Allowance(
             post.run, post.name, teacher.limits.rates, teacher.limits.concurrency, governed, cashier is not None,
             window=0 if governed else post.window or FREE_WINDOW,
         )  # fmt: skip
-        leases = RayLeases(post.name, governor, cashier) if governed or cashier is not None else None
-        self._governor, self._leases = governor, leases
+        self._leases = RayLeases(post.name, find, cashier) if governed or cashier is not None else None
         self._open: dict[int, int] = {}
 
     async def ready(self) -> str:
@@ -119,21 +132,22 @@ class Worker:
         return sender.end or End("done")
 
     async def _pull(self, feed: Any, sender: Sender, tasks: set["asyncio.Task[None]"]) -> None:
-        freed = asyncio.Event()  # not asyncio.wait: with 200 tasks it cost 0.1 ms for each that ends
-
         def ended(task: "asyncio.Task[None]") -> None:
             tasks.discard(task)
-            if sender.end or sender.is_hungry or not tasks:
-                freed.set()
+            if not tasks:
+                sender.freed.set()
 
         while sender.end is None:
             if not sender.is_hungry and tasks:
-                freed.clear()
-                await freed.wait()
+                # Not asyncio.wait: with 200 tasks it cost 0.1 ms for each that ends.
+                sender.freed.clear()
+                await sender.freed.wait()
                 continue
             unit, finished = await feed.next_unit.remote(self._post.name, self._post.lane, sender.room)
-            if unit is None and finished:
-                return
+            if unit is None:
+                if finished:
+                    return
+                await asyncio.sleep(IDLE_S)  # other lanes have to take what does not fit this one
             for call in unit.calls if unit else ():
                 task = asyncio.create_task(self._see_through(sender, call, unit, feed))
                 tasks.add(task)
@@ -164,7 +178,7 @@ class Worker:
 
     async def close(self) -> None:
         """Seal the segment and let go of the connections and of the share of the limits."""
-        if self._governor is not None:
-            self._governor.forget.remote(self._post.name)
+        if self._leases is not None:
+            self._leases.leave()
         await self._adapter.close()
         self._journal.close()

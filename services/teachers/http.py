@@ -52,9 +52,16 @@ def _sdk(client: Any, http: Any, path: str, **extra: str) -> Sdk:
     return Sdk(http, httpx2.URL(str(client.base_url).rstrip("/") + path), headers)
 
 
+def _forget_environment(place: str | None) -> None:
+    """Variables that the packages would turn into headers, and that a server elsewhere has no business to see."""
+    for name in CUSTOM_HEADERS if place is None else (*CUSTOM_HEADERS, "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        os.environ.pop(name, None)
+
+
 def openai_sdk(teacher: Teacher, base_url: str | None, path: str) -> Sdk:
     import openai
 
+    _forget_environment(base_url or teacher.base_url)
     http = _transport(openai.DefaultAioHttpClient, teacher)
     place = base_url or teacher.base_url or OPENAI_URL
     client = openai.AsyncOpenAI(api_key=lane_key(teacher), base_url=place, max_retries=0, http_client=http)
@@ -65,6 +72,7 @@ def anthropic_sdk(teacher: Teacher, base_url: str | None, path: str) -> Sdk:
     import anthropic
 
     key, place = lane_key(teacher), base_url or teacher.base_url
+    _forget_environment(place)
     http = _transport(anthropic.DefaultAioHttpClient, teacher)
     client = anthropic.AsyncAnthropic(api_key=key, base_url=place or ANTHROPIC_URL, max_retries=0, http_client=http)
     # The SDK sends a bearer token since 1.0; compatible gateways read x-api-key.
@@ -75,8 +83,6 @@ class HttpAdapter:
     """One lane's connection pool."""
 
     def __init__(self, dialect: Dialect, sdk: Sdk, timeout_s: float) -> None:
-        for name in CUSTOM_HEADERS:
-            os.environ.pop(name, None)
         self._dialect, self._sdk, self._timeout_s = dialect, sdk, timeout_s
         self._hinted_at = 0.0
 
@@ -117,10 +123,11 @@ def _transport_verdict(error: BaseException) -> Verdict:
 
     The innermost error tells: between it and the package's own, a server that hangs up counts as a connect timeout.
     """
-    innermost = error
+    innermost, unsent = error, isinstance(error, UNSENT)
     while (cause := innermost.__cause__ or innermost.__context__) is not None:
         innermost = cause
-    if isinstance(innermost, UNSENT):
+        unsent = unsent or isinstance(cause, UNSENT)
+    if unsent:
         return Verdict(VerdictKind.UNREACHABLE, type(innermost).__name__)
     late = isinstance(innermost, asyncio.TimeoutError)
     return Verdict(VerdictKind.TIMEOUT if late else VerdictKind.IN_DOUBT, type(innermost).__name__)

@@ -11,7 +11,9 @@ from teacher_server import RunningTeacher, teacher_server
 import limbeck
 from schemas.errors import BudgetExhausted, LaneUnusable
 from schemas.job import JobSpec
+from schemas.lane import Limits
 from schemas.manifest import Manifest
+from services.teachers.credentials import credential_id
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 PRICE = {"input": 0.40, "output": 1.60}
@@ -118,3 +120,42 @@ def test_calls_and_tokens_can_be_capped_too(tmp_path: Path, cap: dict[str, int],
     assert 0 < bill["calls"] <= most
     if "tokens" in cap:
         assert bill["input_tokens"] + bill["output_tokens"] <= cap["tokens"]
+
+
+def test_calls_that_fit_no_lane_that_is_left_end_the_run_instead_of_waiting_for_ever(tmp_path: Path) -> None:
+    with teacher_server(*SERVER) as teacher:
+        job = spec(tmp_path, teacher, 20)
+        gone = job.teachers[0].model_copy(update={"base_url": "http://127.0.0.1:9/v1"})
+        small = job.teachers[0].model_copy(update={"model": "small", "limits": Limits(tpm=50)})
+        with pytest.raises(LaneUnusable, match="unreachable"):
+            limbeck.run(job.model_copy(update={"teachers": [gone, small]}), tmp_path / "run")
+        assert teacher.bill()["calls"] == 0
+
+
+def test_a_limit_is_used_from_the_first_second_though_answers_take_long(tmp_path: Path) -> None:
+    with teacher_server("--latency", "4", "--rpm", "6000", "--price", "0.40:1.60") as teacher:
+        job = spec(tmp_path, teacher, 500)
+        patient = job.teachers[0].model_copy(update={"limits": Limits(rpm=6000), "timeout_s": 30.0})
+        limbeck.run(job.model_copy(update={"teachers": [patient]}), tmp_path / "run")
+        bill = teacher.bill()
+    sent = [second[1] for second in bill["seconds"]]
+    assert sum(sent[1:4]) >= 200  # of 300; while none has been answered
+    assert bill["refused_total"] <= 5
+
+
+def test_a_governor_that_has_left_is_found_anew(tmp_path: Path) -> None:
+    import ray
+
+    with teacher_server(*SERVER, "--latency", "0.2") as teacher:
+        job = spec(tmp_path, teacher, 300)
+        name = f"governor-{credential_id(job.teachers[0], None)}"
+        left: list[bool] = []
+
+        def watch(manifest: Manifest) -> None:
+            if manifest.calls.answered > 30 and not left:
+                left.append(True)
+                ray.kill(ray.get_actor(name, namespace="limbeck"), no_restart=True)
+
+        manifest = limbeck.run(job, tmp_path / "run", watch=watch)
+        assert left and teacher.bill()["repeated"] == 0
+    assert manifest.rows.accepted + manifest.rows.rejected.get("unparsable", 0) == 300
