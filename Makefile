@@ -9,8 +9,8 @@ RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
 help:
 	@echo "make demo       a teacher writes a dataset, a student learns it: no key, no GPU, about 5 minutes"
-	@echo "make test       all tests, about 6 minutes"
-	@echo "make test-fast  tests that need no Ray, under a minute"
+	@echo "make test       all tests, about 10 minutes"
+	@echo "make test-fast  tests that need no Ray, about a minute"
 	@echo "make check      format, lint, types"
 	@echo "make bench      the numbers of the README"
 
@@ -44,6 +44,8 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/memory.py --demo
+	$(BIN)/python benchmarks/fanout.py
+	$(BIN)/python benchmarks/drill.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -7,28 +7,32 @@ from typing import Any
 import pytest
 from conftest import Limbeck
 from teacher_server import teacher_server
+from typer.testing import CliRunner
+
+from limbeck.cli import app
 
 Write = Callable[..., Path]
 
 
-def refused(limbeck: Limbeck, *arguments: Any, **environment: str) -> str:
+def refused(*arguments: Any) -> str:
     """The error line of a command that must fail before the first call."""
-    done = limbeck(*arguments, **environment)
-    assert done.returncode == 2, done.stderr
+    no_keys = {"OPENAI_API_KEY": None, "ANTHROPIC_API_KEY": None}
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], env=no_keys)
+    assert done.exit_code == 2, (done.stderr, done.exception)
     lines = done.stderr.strip().splitlines()
     assert lines[0].startswith("limbeck: ")
     assert len(lines) <= 2 and "Traceback" not in done.stderr
     return lines[0]
 
 
-def test_a_spec_that_is_not_there_or_not_yaml_or_not_a_mapping(limbeck: Limbeck, tmp_path: Path) -> None:
+def test_a_spec_that_is_not_there_or_not_yaml_or_not_a_mapping(tmp_path: Path) -> None:
     out = tmp_path / "run"
     bad, listing = tmp_path / "bad.yaml", tmp_path / "list.yaml"
     bad.write_text("name: [unclosed\n")
     listing.write_text("- a\n")
-    assert "No such file" in refused(limbeck, "run", tmp_path / "absent.yaml", "--out", out)
-    assert "not valid YAML" in refused(limbeck, "run", bad, "--out", out)
-    assert "not a mapping" in refused(limbeck, "run", listing, "--out", out)
+    assert "No such file" in refused("run", tmp_path / "absent.yaml", "--out", out)
+    assert "not valid YAML" in refused("run", bad, "--out", out)
+    assert "not a mapping" in refused("run", listing, "--out", out)
     assert not out.exists()
 
 
@@ -49,9 +53,9 @@ def test_a_spec_that_is_not_there_or_not_yaml_or_not_a_mapping(limbeck: Limbeck,
     ],
 )
 def test_a_spec_with_a_mistake(
-    limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path, sections: dict[str, Any], words: str
+    job: Write, questions: Path, tmp_path: Path, sections: dict[str, Any], words: str
 ) -> None:
-    assert words in refused(limbeck, "run", job(questions, **sections), "--out", tmp_path / "run")
+    assert words in refused("run", job(questions, **sections), "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -63,10 +67,10 @@ def test_a_spec_with_a_mistake(
     ],
     ids=["twice", "date", "deep"],
 )  # fmt: skip
-def test_a_spec_that_yaml_reads_oddly(limbeck: Limbeck, tmp_path: Path, text: str, words: str) -> None:
+def test_a_spec_that_yaml_reads_oddly(tmp_path: Path, text: str, words: str) -> None:
     spec = tmp_path / "odd.yaml"
     spec.write_text(text)
-    assert words in refused(limbeck, "run", spec, "--out", tmp_path / "run")
+    assert words in refused("run", spec, "--out", tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -79,11 +83,9 @@ def test_a_spec_that_yaml_reads_oddly(limbeck: Limbeck, tmp_path: Path, text: st
         ("half.jsonl", b'{"id": "\\ud800", "input": "x"}\n', "not valid Unicode"),
     ],
 )  # fmt: skip
-def test_a_source_that_is_damaged(
-    limbeck: Limbeck, job: Write, tmp_path: Path, name: str, data: bytes, words: str
-) -> None:
+def test_a_source_that_is_damaged(job: Write, tmp_path: Path, name: str, data: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(data)
-    assert words in refused(limbeck, "run", job(tmp_path / name), "--out", tmp_path / "run")
+    assert words in refused("run", job(tmp_path / name), "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -98,68 +100,60 @@ def test_a_source_that_is_damaged(
     ],
 )
 def test_a_training_that_cannot_work_is_refused_before_a_teacher_is_paid(
-    limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path, train: dict[str, Any]
+    job: Write, questions: Path, tmp_path: Path, train: dict[str, Any]
 ) -> None:
-    refused(limbeck, "run", job(questions, train=train), "--out", tmp_path / "run")
+    refused("run", job(questions, train=train), "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_paths_that_cannot_be(limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path) -> None:
+def test_paths_that_cannot_be(job: Write, questions: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "key").write_bytes(b"\xff\xfe\x00")
     spec = job(questions)
-    refused(limbeck, "run", spec, "--out", tmp_path / "file" / "run")
-    refused(limbeck, "run", spec, "--out", tmp_path / ("x" * 300))
-    refused(limbeck, "run", job("~nosuchuser/x.jsonl", "home.yaml"), "--out", tmp_path / "run")
-    refused(limbeck, "train", spec, "--out", tmp_path / "file" / "run")
+    refused("run", spec, "--out", tmp_path / "file" / "run")
+    refused("run", spec, "--out", tmp_path / ("x" * 300))
+    refused("run", job("~nosuchuser/x.jsonl", "home.yaml"), "--out", tmp_path / "run")
+    refused("train", spec, "--out", tmp_path / "file" / "run")
     lane = {"provider": "openai", "model": "m", "free": True, "api_key": f"file:{tmp_path / 'key'}"}
-    assert "api_key file:" in refused(
-        limbeck, "run", job(questions, "key.yaml", teachers=[lane]), "--out", tmp_path / "r"
-    )
+    assert "api_key file:" in refused("run", job(questions, "key.yaml", teachers=[lane]), "--out", tmp_path / "r")
     (tmp_path / "fake.gguf").write_bytes(b"not a model")
     fake = {"provider": "embedded", "model": str(tmp_path / "fake.gguf")}
-    assert "not a GGUF file" in refused(
-        limbeck, "run", job(questions, "g.yaml", teachers=[fake]), "--out", tmp_path / "r"
-    )
+    assert "not a GGUF file" in refused("run", job(questions, "g.yaml", teachers=[fake]), "--out", tmp_path / "r")
 
 
-def test_no_call_reaches_the_teacher_where_the_last_row_is_bad(
-    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
-) -> None:
+def test_no_call_reaches_the_teacher_where_the_last_row_is_bad(job: Write, jsonl: Write, tmp_path: Path) -> None:
     rows = jsonl([*({"id": i, "input": f"question {i}"} for i in range(300)), "{oops"])
     with teacher_server() as teacher:
         lane = {"provider": "openai", "model": "m", "free": True, "base_url": teacher.base_url}
-        line = refused(limbeck, "run", job(rows, teachers=[lane]), "--out", tmp_path / "run")
+        line = refused("run", job(rows, teachers=[lane]), "--out", tmp_path / "run")
         assert "rows.jsonl:301" in line
         assert teacher.bill()["calls"] == 0
 
 
 @pytest.mark.parametrize("setting", ["budget", "teachers.7.model=x", "sampling.n=3", "name.deeper=1"])
-def test_an_override_that_makes_no_sense_is_named(
-    limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path, setting: str
-) -> None:
-    line = refused(limbeck, "run", job(questions), "--out", tmp_path / "run", "--set", setting)
+def test_an_override_that_makes_no_sense_is_named(job: Write, questions: Path, tmp_path: Path, setting: str) -> None:
+    line = refused("run", job(questions), "--out", tmp_path / "run", "--set", setting)
     assert setting.partition("=")[0] in line
 
 
-def test_status_of_something_that_is_no_run(limbeck: Limbeck, tmp_path: Path) -> None:
-    assert "not a run directory" in refused(limbeck, "status", tmp_path)
+def test_status_of_something_that_is_no_run(tmp_path: Path) -> None:
+    assert "not a run directory" in refused("status", tmp_path)
 
 
-def test_a_cluster_that_is_not_there(limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path) -> None:
-    line = refused(limbeck, "run", job(questions), "--out", tmp_path / "run", "--address", "127.0.0.1:9")
+def test_a_cluster_that_is_not_there(job: Write, questions: Path, tmp_path: Path) -> None:
+    line = refused("run", job(questions), "--out", tmp_path / "run", "--address", "127.0.0.1:9")
     assert "127.0.0.1:9" in line
 
 
-def test_training_on_data_that_is_missing_or_lacks_a_field(limbeck: Limbeck, jsonl: Write, tmp_path: Path) -> None:
+def test_training_on_data_that_is_missing_or_lacks_a_field(jsonl: Write, tmp_path: Path) -> None:
     spec = tmp_path / "train.yaml"
     spec.write_text("student: {scratch: {}}\ndata: {path: absent.jsonl}\n")
-    assert "absent.jsonl" in refused(limbeck, "train", spec, "--out", tmp_path / "out")
+    assert "absent.jsonl" in refused("train", spec, "--out", tmp_path / "out")
     jsonl([{"prompt": "a", "reply": "b"}] * 3, "pairs.jsonl")
     spec.write_text("student: {scratch: {}}\ndata: {path: pairs.jsonl}\n")
-    assert "absent field 'response'" in refused(limbeck, "train", spec, "--out", tmp_path / "out")
+    assert "absent field 'response'" in refused("train", spec, "--out", tmp_path / "out")
     spec.write_text("student: {scratch: {}}\n")
-    assert "data is required" in refused(limbeck, "train", spec, "--out", tmp_path / "out")
+    assert "data is required" in refused("train", spec, "--out", tmp_path / "out")
 
 
 def test_the_help_teaches_and_the_schema_names_every_section(limbeck: Limbeck) -> None:
