@@ -2,7 +2,6 @@
 
 import ipaddress
 import re
-from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -10,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from schemas.money import Price
 from schemas.prices import listed_price
+
+HOST = r"[A-Za-z0-9:]([A-Za-z0-9._:-]*[A-Za-z0-9])?"
 
 
 def _is_loopback(host: str) -> bool:
@@ -58,7 +59,7 @@ def check_base_url(url: str) -> str:
         port = parts.port
     except ValueError:
         raise ValueError("must be an http(s) URL with a port below 65536") from None
-    if parts.scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9._:%-]+", parts.hostname or ""):
+    if parts.scheme not in ("http", "https") or not re.fullmatch(HOST, parts.hostname or ""):
         raise ValueError("must be an http(s) URL")
     if port == 0 or parts.query or parts.fragment or not url.isprintable() or " " in url:
         raise ValueError("must be an http(s) URL of a server and a path, nothing more")
@@ -140,7 +141,7 @@ class Teacher(Strict):
             return Price(self.price.input, self.price.output)
         return listed_price(self.provider, self.model) if self.base_url is None else None
 
-    @cached_property
+    @property
     def rates(self) -> Price:
         """The price in force; zero for teachers of one's own."""
         return Price(0.0, 0.0) if self.free else self._price or Price(0.0, 0.0)

@@ -257,6 +257,16 @@ class Sender:
             with anyio.move_on_after(PERIOD_S):
                 await self._need.wait()
 
+    def _prefer_smaller(self) -> bool:
+        """The money left does not cover the first call that waits; put the cheapest before it, if another is."""
+        cheapest = min(self._waiting, key=lambda entry: (entry[0].money.nano_usd, entry[0].money.tokens))
+        if cheapest[0].money == self._waiting[0][0].money:
+            return False
+        self._waiting.remove(cheapest)
+        self._waiting.appendleft(cheapest)
+        self._need.set()
+        return True
+
     def _require_lease(self, now: float) -> None:
         """Without a lease nothing is sent; without one for long, say so instead of waiting for ever."""
         if not self._waiting or self._leases is None or self._allowance.is_leased(now) or self._leased_at is None:
@@ -281,7 +291,7 @@ class Sender:
             advance = await self._leases.advance(account, wanted, need)
             if advance is not None:
                 allowance.advanced(advance, asked_at)
-                if advance.exhausted and self._waiting and allowance.in_flight == 0:
+                if advance.exhausted and self._waiting and allowance.in_flight == 0 and not self._prefer_smaller():
                     self.stop(End("exhausted"))
                     return
         if allowance.governed:

@@ -9,6 +9,9 @@ from schemas.money import Amount, Usage
 TURN_BYTES = 64  # what a chat template adds to a message, as an upper bound in tokens
 
 
+SCHEMA_TOKENS = 1024  # of the instructions that a provider adds for tools or a format; some hundreds are usual
+
+
 class Demand(NamedTuple):
     """The most that one call can take: tokens in and out for the limits, money at a bound that cannot be passed."""
 
@@ -27,7 +30,9 @@ class Demand(NamedTuple):
 
 def worst_case(call: Call, teacher: Teacher) -> Demand:
     """The most that a call can take. No tokenizer makes more tokens than a text has bytes."""
-    size = sum(len(m.content.encode()) + TURN_BYTES for m in call.messages) + len((call.schema or "").encode())
+    size = sum(len(m.content.encode()) + TURN_BYTES for m in call.messages)
+    if call.schema is not None:
+        size += len(call.schema.encode()) + SCHEMA_TOKENS
     most = Usage(size, call.sampling.max_tokens)
     money = Amount(teacher.rates.cost(most), size + call.sampling.max_tokens, 1)
     # Rates are kept on an estimate (about four bytes a token), money on the bound.

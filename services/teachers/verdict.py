@@ -65,6 +65,8 @@ def classify(status: int, body: bytes, headers: Mapping[str, str]) -> Verdict:
 def _kind(status: int, codes: set[str]) -> VerdictKind:
     if status == 402 or codes & OUT_OF_MONEY:
         return VerdictKind.OUT_OF_MONEY
+    if codes & POLICY:
+        return VerdictKind.REFUSED  # before 403: a gateway's moderation says nothing about the key
     if status in (401, 403) or codes & AUTH:
         return VerdictKind.AUTH
     if 300 <= status < 400 or status in (404, 405):
@@ -81,8 +83,6 @@ def _kind(status: int, codes: set[str]) -> VerdictKind:
         return VerdictKind.IN_DOUBT
     if status in (409, 425) or status >= 500:
         return VerdictKind.TRANSIENT
-    if codes & POLICY:
-        return VerdictKind.REFUSED
     return VerdictKind.TOO_LARGE if status == 413 or codes & TOO_LONG else VerdictKind.BAD_REQUEST
 
 

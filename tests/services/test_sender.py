@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from schemas.call import Call, Message, Reply, Sampling, Verdict, VerdictKind
-from schemas.lane import Teacher
-from schemas.money import Usage
+from schemas.lane import PriceSpec, Teacher
+from schemas.money import Amount, Usage
 from services.fanout.allowance import Allowance
 from services.fanout.sender import BREAKER, NEVER_RIGHT, End, Sender, Stopped
 from services.journal import writer
 from services.journal.index import JournalIndex
 from services.journal.writer import JournalWriter
+from services.ledger.books import Account, Advance, Books, Caps
 
 LANE = Teacher.model_validate({"provider": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "free": True})
 ANSWER = Reply(Verdict(VerdictKind.ANSWERED), 200, b"{}", Usage(1, 1))
@@ -121,3 +122,34 @@ def test_low_disk_stops_sending_before_an_answer_has_no_place_to_go(
     asyncio.run(tick())
     assert work.end is not None and work.end.reason == "failed" and "low disk" in work.end.detail
     assert asyncio.run(see_through(work, 5)) == 0 and adapter.sent == 0
+
+
+class Books1:
+    """A run's money without an actor."""
+
+    def __init__(self, nano_usd: int) -> None:
+        self.books = Books(Caps(nano_usd), Amount())
+
+    async def grant(self, report: Any) -> None:
+        return None
+
+    async def advance(self, account: Account, wanted: Amount, next_call: Amount) -> Advance:
+        return self.books.renew("w", account, wanted, next_call)
+
+
+def test_a_call_that_is_dearer_than_what_is_left_does_not_hold_up_the_cheaper_ones(tmp_path: Path) -> None:
+    priced = LANE.model_copy(update={"free": False, "price": PriceSpec(input=1.0, output=1.0)})
+    adapter = Played(lambda number: ANSWER)
+    allowance = Allowance("run", "w", {}, None, governed=False, banked=True, window=4)
+    work = Sender(priced, adapter, JournalWriter(tmp_path, "000001-1-0000"), allowance, Books1(5_000_000))
+    big = Call("big", (Message("user", "write a lot"),), Sampling(0.0, 1_000_000, 0))
+
+    async def go() -> int:
+        renewing = asyncio.create_task(work.renew_leases())
+        done = await asyncio.gather(*(work.run(c) for c in (big, *calls(8))), return_exceptions=True)
+        work.done()
+        await renewing
+        return sum(d is None for d in done)
+
+    assert asyncio.run(go()) == 8
+    assert work.end == End("exhausted")

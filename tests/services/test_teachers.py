@@ -40,6 +40,7 @@ LLAMA = (
         (402, {}, VerdictKind.OUT_OF_MONEY),
         (401, {"code": "invalid_api_key"}, VerdictKind.AUTH),
         (403, {}, VerdictKind.AUTH),
+        (403, {"code": "content_filter"}, VerdictKind.REFUSED),
         (404, {"code": "model_not_found"}, VerdictKind.MISDIRECTED),
         (307, {}, VerdictKind.MISDIRECTED),
         (400, {"code": "context_length_exceeded"}, VerdictKind.TOO_LARGE),
