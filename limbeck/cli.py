@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from schemas.errors import Interrupted, LimbeckError, SpecError
+from schemas.errors import Interrupted, LimbeckError, SpecError, refused_as_spec
 
 app = typer.Typer(
     name="limbeck",
@@ -256,7 +256,8 @@ def status(
         from pipelines.rundir import RunDirectory
 
         directory = RunDirectory(lasting(run_directory))
-        manifest = directory.manifest()
+        with refused_as_spec():
+            manifest = directory.manifest()
         if manifest is None:
             raise SpecError(f"{run_directory} is not a run directory: it has no manifest.json", "name a --out of a run")
         if as_json:

@@ -12,7 +12,7 @@ from pipelines.runner import Run, Watch
 from schemas.errors import LimbeckError, SpecError, refused_as_spec
 from schemas.job import JobSpec
 from schemas.manifest import Manifest
-from schemas.student import FromScratch, TrainingData, TrainingSpec
+from schemas.student import TrainingData, TrainingSpec
 from services import cluster
 
 TRAINED = "trained_on.json"
@@ -55,6 +55,9 @@ def run(
     except LimbeckError as error:
         this.fail(error)
         raise
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
+        this.fail(LimbeckError(str(error)))
+        raise
     finally:
         directory.close()
     return this.manifest
@@ -66,15 +69,21 @@ def replay(spec: JobSpec, out: Path) -> Manifest:
     Rows whose prompt the journal does not answer are rejected as `unanswered`; a later `run` asks for them.
     """
     directory = RunDirectory(Path(out))
-    if directory.earlier() is None:
-        raise SpecError(f"{out} is not a run directory: it has no job.yaml", "name a --out of a run")
     this = Run(spec, directory)
     with refused_as_spec():
+        if directory.earlier() is None:
+            raise SpecError(f"{out} is not a run directory: it has no job.yaml", "name a --out of a run")
         this.check()
     directory.open(spec, this.started())
     try:
         this.replay()
         this.finish()
+    except LimbeckError as error:
+        this.fail(error)
+        raise
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
+        this.fail(LimbeckError(str(error)))
+        raise
     finally:
         directory.close()
     return this.manifest
@@ -96,12 +105,10 @@ def _check_training(spec: TrainingSpec) -> None:
     from training.data import check_data
     from training.students import check_student
 
-    check_student(spec.student)
+    check_student(spec.student, spec.data)
     data = spec.data or TrainingData()
     if data.path is not None or data.run is not None:
         check_data(data)
-    if data.template == "chat" and isinstance(spec.student, FromScratch):
-        raise SpecError("data.template: chat, but a student from scratch has no chat template", "leave template out")
 
 
 def _trained_on(this: Run, spec: TrainingSpec) -> dict[str, Any]:
@@ -140,7 +147,7 @@ def train(
     from training.students import check_student
 
     with refused_as_spec():
-        check_student(spec.student)
+        check_student(spec.student, spec.data)
         check_data(spec.data)
         Path(out).absolute().mkdir(parents=True, exist_ok=True)
     cluster.check_address(address)

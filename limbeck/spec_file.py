@@ -33,7 +33,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
-        problem = f"spec {path}{where}: not valid YAML: {getattr(error, 'problem', error)}"
+        what = str(getattr(error, "problem", None) or "unreadable")
+        # An undefined alias or tag is quoted there: *sk-... and !sk-... are keys in the wrong place.
+        problem = f"spec {path}{where}: not valid YAML: {re.sub(r'(alias|tag) .*', chr(92) + '1', what)}"
         raise SpecError(problem, "check indentation, colons and quotes there; examples/ has specs that work") from None
     except ValueError as error:  # a date that is none, as in 2020-13-45
         raise SpecError(f"spec {path}: not valid YAML: {error}", "put the value in quotes") from None
@@ -51,7 +53,7 @@ class Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, "this key stands twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -71,7 +73,7 @@ def require_unicode(value: Any, path: str = "the spec") -> None:
 def override(spec: dict[str, Any], setting: str) -> None:
     """Apply one `a.b=c`; `c` is read as YAML, and a number in the path indexes a list."""
     path, equals, text = setting.partition("=")
-    if not equals or not path.strip():
+    if not equals or not re.fullmatch(r"\s*[\w.-]+\s*", path):
         typed = re.match(r"[\w.]*", setting)  # no more of it: what follows may be a key
         raise SpecError(f"--set {typed.group() if typed else ''}: not of the form key.key=value", "as in budget.usd=10")
     try:

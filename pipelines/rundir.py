@@ -40,8 +40,9 @@ class RunDirectory:
 
     def check(self, spec: JobSpec) -> None:
         """`SpecError` if the directory is not this spec's to use. Touches nothing."""
-        if self.root.exists() and not self.root.is_dir():
-            raise SpecError(f"--out {self.root} is a file", "name a folder")
+        nearest = next(path for path in (self.root, *self.root.parents) if path.exists())
+        if not nearest.is_dir():
+            raise SpecError(f"--out {self.root}: {nearest} is a file", "name a folder")
         if (earlier := self.earlier()) is not None:
             changed = differences(fixed_part(earlier), fixed_part(spec))
             if changed:
@@ -79,6 +80,7 @@ class RunDirectory:
         `manifest`, which says that the run is under way, is written before the spec: a finished run of one spec must
         never be taken for one of another.
         """
+        text = yaml.safe_dump(spec.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.root / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -94,7 +96,6 @@ class RunDirectory:
         self.work.mkdir(exist_ok=True)
         if manifest is not None:
             self.save(manifest)
-        text = yaml.safe_dump(spec.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
         replace_text(self.spec_file, text)
 
     def close(self) -> None:
@@ -120,7 +121,7 @@ class RunDirectory:
         """The manifest as last written, None before the first."""
         try:
             return Manifest.model_validate_json(self.manifest_file.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError:
             raise SpecError(f"{self.manifest_file} is not a manifest", "is this a run directory?") from None

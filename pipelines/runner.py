@@ -66,6 +66,7 @@ class Run:
     manifest: Manifest = field(init=False)
     _scan: Scan = field(init=False)
     _earlier: JobSpec | None = field(init=False, default=None)
+    _same_source: bool = field(init=False, default=False)
     _changes: list[str] = field(init=False, default_factory=list)
     _base: Totals = field(init=False)
     _done: Progress = field(init=False, default_factory=Progress)
@@ -95,7 +96,9 @@ class Run:
             self._check_sizes()
         self.directory.require_space(self._scan.rows + self._instruct().generate)
         self.manifest = self.directory.manifest() or Manifest(name=self.spec.name, pipeline=self.spec.pipeline)
-        self.manifest.rows.source, self.manifest.notes = self._scan.rows, []
+        self._same_source = self.manifest.source_digest == self._scan.digest
+        self.manifest.rows.source, self.manifest.source_digest = self._scan.rows, self._scan.digest
+        self.manifest.notes = []
         self.manifest.seconds["scan"] = round(time.monotonic() - started, 3)
 
     @property
@@ -103,7 +106,9 @@ class Run:
         """Whether an earlier start has published the dataset of just this spec."""
         whole = "unanswered" not in self.manifest.rows.rejected
         same = self._earlier is not None and published_part(self._earlier) == published_part(self.spec)
-        return self.manifest.state == "finished" and whole and same and not self._changes
+        there = all((self.directory.root / name).is_file() for name in self.manifest.dataset.files)
+        done = self.manifest.state == "finished" and self._same_source and not self._changes
+        return done and whole and same and there
 
     def _instruct(self) -> Instruct:
         return self.spec.instruct or Instruct()

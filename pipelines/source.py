@@ -253,6 +253,7 @@ class Scan:
     rows: int = 0
     good: int = 0
     longest: int = 0
+    digest: str = ""  # of ids and inputs, so that an edited or a longer source is noticed
     malformed: int = 0
     first_problem: Malformed | None = None
     duplicates: frozenset[int] = field(default_factory=frozenset)
@@ -282,6 +283,7 @@ def _hash(text: str) -> int:
 def scan(source: Source) -> Scan:
     """Read the whole source once. `SpecError` for the first problem where `on_error` is `fail`, and for no rows."""
     reader, found, hashes = RowReader(source), Scan(), array("Q")
+    content = hashlib.blake2b(digest_size=16)
     fail = source.on_error == "fail"
     for row in reader:
         found.rows += 1
@@ -292,8 +294,10 @@ def scan(source: Source) -> Scan:
             found.first_problem = found.first_problem or row
             continue
         found.good += 1
+        content.update("\0".join((row.id, row.input, *row.choices)).encode() + b"\1")
         found.longest = max(found.longest, sum(len(text.encode()) for text in (row.input, *row.choices)))
         hashes.append(_hash(row.id))
+    found.digest = content.hexdigest()
     if not found.rows:
         raise SpecError(f"source empty: {source.path} has no rows", "is it the right file?")
     twice = _duplicate_positions(reader, hashes)

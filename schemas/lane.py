@@ -61,7 +61,7 @@ def check_base_url(url: str) -> str:
         raise ValueError("must be an http(s) URL with a port below 65536") from None
     if parts.scheme not in ("http", "https") or not re.fullmatch(HOST, parts.hostname or ""):
         raise ValueError("must be an http(s) URL")
-    if port == 0 or parts.query or parts.fragment or not url.isprintable() or " " in url:
+    if port == 0 or ";" in url or parts.query or parts.fragment or not url.isprintable() or " " in url:
         raise ValueError("must be an http(s) URL of a server and a path, nothing more")
     if parts.username or parts.password:
         raise ValueError("must not hold credentials; use api_key: env:NAME")
@@ -97,7 +97,7 @@ class Teacher(Strict):
     @field_validator("api_key")
     @classmethod
     def _reference(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"(env|file):.", value):
+        if value is not None and not re.fullmatch(r"env:[A-Za-z_]\w*|file:.+", value):
             # The value may be a key, so neither this message nor the one built from it repeats it.
             raise ValueError("must be env:NAME or file:PATH, never the key itself")
         return value

@@ -52,6 +52,7 @@ class Manifest(_Part):
     pipeline: str
     state: State = "running"
     stage: str = ""
+    source_digest: str = ""
     rows: Rows = Rows()
     calls: Calls = Calls()
     spend: Spend = Spend()

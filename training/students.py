@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import SpecError
-from schemas.student import FromScratch, LayerCut, Scratch
+from schemas.student import FromScratch, LayerCut, Scratch, TrainingData
 from schemas.weights import SMOLLM2, gguf_weights
 
 SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -26,9 +26,13 @@ class Student:
         return bool(self.model.config.is_encoder_decoder)
 
 
-def check_student(student: FromScratch | LayerCut | str) -> None:
+def check_student(student: FromScratch | LayerCut | str, data: TrainingData | None) -> None:
     """`SpecError` where the student cannot be made: before anything is paid for. Reads configurations, no weights."""
     if isinstance(student, FromScratch):
+        if data is not None and data.template == "chat":
+            raise SpecError(
+                "data.template: chat, but a student from scratch has no chat template", "leave template out"
+            )
         return
     name = student.source if isinstance(student, LayerCut) else student
     if Path(name).is_absolute() and not name.endswith(".gguf") and not (Path(name) / "config.json").is_file():
@@ -47,10 +51,11 @@ def layers_of(name: str) -> int | None:
         counts = [field.contents() for key, field in fields.items() if key.endswith(".block_count")]
         return int(counts[0]) if counts else None
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     try:
         config = transformers.AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         line = str(error).strip().splitlines()[0][:200]
         raise SpecError(f"student {name}: {line}", "check the id or path, and the network for an id") from None
     return getattr(config, "num_hidden_layers", None)

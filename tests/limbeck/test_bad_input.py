@@ -136,6 +136,11 @@ def test_an_override_that_makes_no_sense_is_named(job: Write, questions: Path, t
     assert setting.partition("=")[0] in line
 
 
+@pytest.mark.parametrize("setting", ["api_key:sk-canary-1", "api_key:sk-canary-1==", "teachers.9.api_key=sk-canary-1"])
+def test_a_setting_with_a_key_in_it_is_not_repeated(job: Write, questions: Path, tmp_path: Path, setting: str) -> None:
+    assert "canary" not in refused("run", job(questions), "--out", tmp_path / "run", "--set", setting)
+
+
 def test_status_of_something_that_is_no_run(tmp_path: Path) -> None:
     assert "not a run directory" in refused("status", tmp_path)
 

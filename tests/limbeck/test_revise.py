@@ -89,6 +89,17 @@ def test_replay_of_a_prompt_that_was_never_sent_rejects_the_rows_and_a_run_asks_
     assert run_it(other, run).rows.accepted == 40
 
 
+def test_a_source_that_grew_after_the_run_had_finished_is_asked_for_the_new_rows(
+    job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    run, rows = tmp_path / "run", [{"id": i, "input": f"What is thing {i}?"} for i in range(10)]
+    spec = job(jsonl(rows))
+    assert run_it(spec, run).rows.accepted == 10
+    jsonl([*rows, {"id": 10, "input": "What is one more?"}])
+    again = run_it(spec, run)
+    assert (again.rows.source, again.rows.accepted) == (11, 11)
+
+
 def test_what_is_published_may_change_after_the_run_has_finished(job: Write, questions: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = run_it(job(questions), run)

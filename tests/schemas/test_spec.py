@@ -124,6 +124,7 @@ def test_budget_and_prompt_may_change_between_two_starts_and_the_sampling_may_no
     [
         {"apikey": "sk-canary-1"}, {"openai_api_key": "sk-canary-1"}, {"api_key": "sk-canary-1"},
         {"base_url": "https://u:sk-canary-1@host/v1"}, {"modle": "sk-canary-1"},
+        {"api_key": "env:sk-canary-1"}, {"base_url": "https://host/v1;sk-canary-1"},
     ],
 )  # fmt: skip
 def test_a_key_in_the_wrong_place_is_not_repeated(lane: dict[str, Any]) -> None:
