@@ -2,7 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,21 @@ def run(
         cluster.connect(address)
     directory.open(spec, this.started())
     ready()
-    try:
+    with _recorded(this):
         this.generate()
         if spec.train is not None and not _is_trained(this, spec.train):
             _train_stage(this, spec.train)
         this.finish()
+    return this.manifest
+
+
+@contextmanager
+def _recorded(this: Run) -> Iterator[None]:
+    """Whatever ends a run that is under way is written to its manifest; the directory is let go."""
+    try:
+        yield
     except SpecError as error:
-        # Whatever is found now is found too late to be told by status 2.
+        # Found too late to be told by status 2.
         this.fail(failure := LimbeckError(error.message, error.hint))
         raise failure from None
     except LimbeckError as error:
@@ -59,8 +68,7 @@ def run(
         this.fail(LimbeckError(str(error)))
         raise
     finally:
-        directory.close()
-    return this.manifest
+        this.directory.close()
 
 
 def replay(spec: JobSpec, out: Path) -> Manifest:
@@ -75,17 +83,9 @@ def replay(spec: JobSpec, out: Path) -> Manifest:
             raise SpecError(f"{out} is not a run directory: it has no job.yaml", "name a --out of a run")
         this.check()
     directory.open(spec, this.started())
-    try:
+    with _recorded(this):
         this.replay()
         this.finish()
-    except LimbeckError as error:
-        this.fail(error)
-        raise
-    except (OSError, ValueError, RuntimeError, LookupError) as error:
-        this.fail(LimbeckError(str(error)))
-        raise
-    finally:
-        directory.close()
     return this.manifest
 
 
