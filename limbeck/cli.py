@@ -9,11 +9,32 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer._click.exceptions import ClickException, NoArgsIsHelpError  # its only place
 
 from schemas.errors import Interrupted, LimbeckError, SpecError, refused_as_spec
 
+
+class OneLine(typer.core.TyperGroup):
+    """Commands whose usage errors are one line and a hint, as all others are."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(2)
+        except ClickException as error:
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "limbeck"
+            print(f"limbeck: {' '.join(error.format_message().split())}", file=sys.stderr)
+            print(f"hint: {command} --help shows what it takes", file=sys.stderr)
+            sys.exit(2)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
 app = typer.Typer(
     name="limbeck",
+    cls=OneLine,
     help="Distil large language models into small ones, on Ray: teacher answers in, a dataset and a student out.",
     epilog="Start with: limbeck run examples/quickstart.yaml --out runs/first",
     no_args_is_help=True,

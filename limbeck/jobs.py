@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.estimate import Estimate, estimate
+from pipelines.harvest import SCHEMAS
 from pipelines.rundir import RunDirectory, replace_text
 from pipelines.runner import Run, Watch
 from schemas.errors import LimbeckError, SpecError, refused_as_spec
@@ -36,7 +37,7 @@ def run(
     with refused_as_spec():
         this.check()
         if spec.train is not None:
-            _check_training(spec.train)
+            _check_training(spec.train, spec.pipeline)
     if this.is_finished and (spec.train is None or _is_trained(this, spec.train)):
         return this.manifest
     cluster.check_address(address)
@@ -96,24 +97,30 @@ def plan(spec: JobSpec) -> Estimate:
         with refused_as_spec():
             this.check(sizes=False)
             if spec.train is not None:
-                _check_training(spec.train)
+                _check_training(spec.train, spec.pipeline)
             return estimate(spec, this.plan())
 
 
-def _check_training(spec: TrainingSpec) -> None:
+def _check_training(spec: TrainingSpec, pipeline: str) -> None:
     """What of the training can be wrong before anything is paid for."""
-    from training.data import check_data
+    from training.data import check_columns, check_data
     from training.students import check_student
 
     check_student(spec.student, spec.data)
     data = spec.data or TrainingData()
     if data.path is not None or data.run is not None:
         check_data(data)
+    elif data.fields:
+        check_columns(SCHEMAS[pipeline].names, data)
 
 
 def _trained_on(this: Run, spec: TrainingSpec) -> dict[str, Any]:
     """What a student is made of: while it is the same, so is the student."""
-    return {"dataset": this.manifest.dataset.sha256, "train": spec.model_dump(mode="json", by_alias=True)}
+    from training.data import data_digest
+
+    own = spec.data is None or (spec.data.path is None and spec.data.run is None)
+    data = this.manifest.dataset.sha256 if own else data_digest(spec.data or TrainingData())
+    return {"data": data, "train": spec.model_dump(mode="json", by_alias=True)}
 
 
 def _is_trained(this: Run, spec: TrainingSpec) -> bool:
@@ -121,7 +128,8 @@ def _is_trained(this: Run, spec: TrainingSpec) -> bool:
         found = json.loads((this.directory.student / TRAINED).read_text())
     except (OSError, ValueError):
         return False
-    return bool(found == _trained_on(this, spec))
+    weights = any(this.directory.student.glob("*.safetensors"))
+    return bool(weights and found == _trained_on(this, spec))
 
 
 def _train_stage(this: Run, spec: TrainingSpec) -> None:

@@ -10,6 +10,11 @@ from typing import Any
 from schemas.errors import SpecError
 from schemas.money import Price
 
+MOST = {"status": 599, "spread": 5, "stop_after": 30 * 86_400, "latency_s": 86_400, "hang_s": 86_400, "seed": 2**63}
+POSITIVE = ("rpm", "tpm", "input_tpm", "output_tpm", "concurrency", "burst_s", "stop_after")
+MOST_WORDS = 1_000_000
+MOST_USD = 1_000_000  # per million tokens
+
 
 def pair(option: str, text: str, kind: type[Any]) -> tuple[Any, Any]:
     """LOW:HIGH as two numbers. `SpecError` where it is not that."""
@@ -23,6 +28,19 @@ def pair(option: str, text: str, kind: type[Any]) -> tuple[Any, Any]:
     return found
 
 
+def _check_ranges(options: dict[str, Any]) -> None:
+    """`SpecError` for a number that no server could follow."""
+    for name, value in options.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        most, least = MOST.get(name, math.inf), 1e-6 if name in POSITIVE else 0
+        if not math.isfinite(value) or not least <= value <= most:
+            wanted = ("more than 0" if least else "0 or more") + (f", at most {most:,}" if most < math.inf else "")
+            raise SpecError(f"--{name.removesuffix('_s').replace('_', '-')}: {value} cannot be", wanted)
+    if 0 < options["status"] < 200:
+        raise SpecError(f"--status: {options['status']} is no status of an answer", "200 to 599")
+
+
 def serve_fake_teacher(port: int, stop_after_s: float | None, **options: Any) -> None:
     """Serve until a signal or `stop_after_s` seconds; `SpecError` for an option that cannot be, or a port in use."""
     from services.fake_teacher.faults import parse_faults
@@ -31,15 +49,14 @@ def serve_fake_teacher(port: int, stop_after_s: float | None, **options: Any) ->
     low, high = pair("--words", options.pop("words"), int)
     if options["charge"] not in ("provider", "actual"):
         raise SpecError(f"--charge: {options['charge']!r}", "known: provider, actual")
-    if low > high or high < 1:
+    if low > high or not 1 <= high <= MOST_WORDS:
         raise SpecError(f"--words: {low}:{high} is no range", "as in --words 8:16")
-    for name, value in options.items():
-        limit = name in ("rpm", "tpm", "input_tpm", "output_tpm", "concurrency", "burst_s")
-        if isinstance(value, int | float) and (value < 0 or not math.isfinite(value) or (limit and value == 0)):
-            raise SpecError(f"--{name.removesuffix('_s').replace('_', '-')}: {value} cannot be", "a positive number")
+    _check_ranges({**options, "stop_after": stop_after_s})
     if not 0 <= port < 65536:
         raise SpecError(f"--port {port}: no port", "0 takes a free one")
     price = Price(*pair("--price", options.pop("price"), float))
+    if max(price.input, price.output) > MOST_USD:
+        raise SpecError(f"--price: more than {MOST_USD:,} USD per million tokens", "as in --price 0.40:1.60")
     faults = parse_faults(options.pop("faults"))
     behaviour = Behaviour(words=(low, high), price=price, faults=faults, **options)
 

@@ -20,6 +20,9 @@ PATHS = (("source", "path"), ("prompt", "exemplars"), ("train", "data", "path"),
          ("train", "student"), ("student",))  # fmt: skip
 
 
+LONGEST_NAME = 255  # bytes of a file name, on every file system in common use
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a spec file."""
     try:
@@ -120,6 +123,8 @@ def resolve_paths(spec: dict[str, Any], folder: Path) -> None:
         value = here.get(key)
         if not isinstance(value, str) or not value or "://" in value or value.startswith("hf:"):
             continue
+        if any(c < " " for c in value) or max(len(part.encode()) for part in value.split("/")) > LONGEST_NAME:
+            raise SpecError(f"{key}: {value[:60]!r} cannot be a path", "name a file or a folder")
         is_model = key in ("model", "student", "from")
         expanded = os.path.expanduser(value)  # noqa: PTH111 - the method raises for an unknown user
         beside, current = folder / expanded, Path.cwd() / expanded
@@ -132,14 +137,16 @@ def load_spec(path: Path, model: type[Spec], settings: list[str]) -> Spec:
     """A validated spec. Every problem is a `SpecError` of one line."""
     with refused_as_spec():
         raw = read_yaml(path)
-        for setting in settings:
-            override(raw, setting)
-        require_unicode(raw)
-        resolve_paths(raw, path.absolute().parent)
         try:
+            for setting in settings:
+                override(raw, setting)
+            require_unicode(raw)
+            resolve_paths(raw, path.absolute().parent)
             return model.model_validate(raw)
         except ValidationError as error:
             raise spec_error(model, error) from None
+        except RecursionError:
+            raise SpecError(f"spec {path}: nested too deeply, or an alias within itself", "write it out") from None
 
 
 def load_job(path: Path, settings: list[str]) -> JobSpec:

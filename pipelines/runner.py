@@ -36,12 +36,11 @@ from schemas.job import Budget, Instruct, JobSpec, published_part
 from schemas.manifest import Manifest, Spend, State
 from schemas.money import NANO, nano_usd
 from schemas.record import Rejection
-from schemas.weights import gguf_weights
+from schemas.weights import gguf_weights, shipped_weights
 from services.fanout.fleet import Fleet, tag_for
 from services.fanout.size import fits, worst_case
 from services.fanout.units import Plan, Progress
 from services.journal.index import JournalIndex, Totals
-from services.journal.writer import wait_for_writers
 from services.ledger.books import Caps
 from services.teachers import embedded
 from services.teachers.adapter import decode
@@ -82,7 +81,8 @@ class Run:
             lane_key(teacher)
             if teacher.provider == "embedded":
                 embedded.require_server()
-                gguf_weights(teacher.model)
+                if (weights := gguf_weights(teacher.model)) != shipped_weights():
+                    embedded.require_whole(weights)
         started = time.monotonic()
         self._scan = scan(self.spec.source)
         if self.spec.validation.json_schema is not None:
@@ -145,7 +145,6 @@ class Run:
 
         A run that stops for money or for want of a lane publishes what is done, then raises.
         """
-        wait_for_writers(self.directory.journal)
         self._open_books()
         if self._earlier is not None and self._changes:
             self._say_what_is_reused(self._earlier)
@@ -165,7 +164,6 @@ class Run:
 
     def replay(self) -> Manifest:
         """Parse, validate, curate and publish what the journal holds under this spec. Pays nothing."""
-        wait_for_writers(self.directory.journal)
         self._open_books()
         self._publish(self._partial_plan(), self._unanswered)
         return self.manifest

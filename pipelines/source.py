@@ -101,6 +101,9 @@ def _csv(file: Path) -> Iterator[tuple[str, Any]]:
     with file.open(newline="", encoding="utf-8-sig") as handle:
         reader = csv.DictReader(handle, strict=True)
         try:
+            header = reader.fieldnames or []
+            if twice := {name for name in header if header.count(name) > 1}:
+                raise SpecError(f"source malformed: {file}: column {min(twice)!r} stands twice", "rename one of them")
             for row in reader:
                 # Cells beyond the header come under None: an unquoted comma has cut the text in two.
                 yield f"{file}:{reader.line_num}", TOO_MANY_CELLS if None in row else row

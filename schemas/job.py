@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas.lane import Strict, Teacher
 from schemas.student import TrainingSpec
 
+DEEPEST = 32  # levels of a JSON schema; providers take 5 (OpenAI) to 10
 Field_name = Literal["id", "input", "label", "choices"]
 
 
@@ -33,7 +34,9 @@ class SamplingSpec(Strict):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(0.7, description="null: not sent")
     max_tokens: Annotated[int, Field(ge=1)] = Field(256, description="most tokens of an answer; what is reserved")
     n: Literal[1] = Field(1, description="answers a row")
-    seed: int = Field(0, description="sent with each call where the teacher takes one, and of every draw of a run")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="sent with each call where the teacher takes one, and of every draw of a run"
+    )
 
 
 class Prompt(Strict):
@@ -59,6 +62,24 @@ class Validation(Strict):
     json_schema: dict[str, Any] | None = Field(
         None, description="instruct: asked for as structured output, and what the response must satisfy"
     )
+
+    @field_validator("json_schema")
+    @classmethod
+    def _shallow(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if depth(value) > DEEPEST:
+            raise ValueError(f"is nested deeper than {DEEPEST} levels")
+        return value
+
+
+def depth(value: Any) -> int:
+    """Levels of dicts and lists, counted without recursion up to one past `DEEPEST`."""
+    level, here = 0, [value]
+    while here and level <= DEEPEST:
+        inner = [part.values() if isinstance(part, dict) else part for part in here if isinstance(part, dict | list)]
+        if not inner:
+            break
+        level, here = level + 1, [part for parts in inner for part in parts]
+    return level
 
 
 class Near(Strict):

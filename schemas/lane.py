@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from schemas.money import Price
 from schemas.prices import listed_price
 
-HOST = r"[A-Za-z0-9:]([A-Za-z0-9._:-]*[A-Za-z0-9])?"
+LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+HOST = re.compile(rf"(?=.{{1,253}}$){LABEL}(\.{LABEL})*\.?")
+CONTROL = re.compile(r"%([01][0-9a-f]|7f)", re.IGNORECASE)
 
 
 def _is_loopback(host: str) -> bool:
@@ -18,6 +20,15 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_host(host: str) -> bool:
+    """Whether `host` is an address, or a name as DNS takes it (RFC 1123: labels of at most 63 characters)."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return HOST.fullmatch(host) is not None
+    return True
 
 
 class Strict(BaseModel):
@@ -48,8 +59,10 @@ class Limits(Strict):
 class PriceSpec(Strict):
     """USD per million tokens."""
 
-    input: Annotated[float, Field(ge=0)] = Field(description="USD per million input tokens")
-    output: Annotated[float, Field(ge=0)] = Field(description="USD per million output tokens, reasoning among them")
+    input: Annotated[float, Field(ge=0, le=1_000_000)] = Field(description="USD per million input tokens")
+    output: Annotated[float, Field(ge=0, le=1_000_000)] = Field(
+        description="USD per million output tokens, reasoning among them"
+    )
 
 
 def check_base_url(url: str) -> str:
@@ -59,9 +72,17 @@ def check_base_url(url: str) -> str:
         port = parts.port
     except ValueError:
         raise ValueError("must be an http(s) URL with a port below 65536") from None
-    if parts.scheme not in ("http", "https") or not re.fullmatch(HOST, parts.hostname or ""):
+    if parts.scheme not in ("http", "https") or not _is_host(parts.hostname or ""):
         raise ValueError("must be an http(s) URL")
-    if port == 0 or ";" in url or parts.query or parts.fragment or not url.isprintable() or " " in url:
+    if (
+        port == 0
+        or ";" in url
+        or CONTROL.search(url)
+        or parts.query
+        or parts.fragment
+        or not url.isprintable()
+        or " " in url
+    ):
         raise ValueError("must be an http(s) URL of a server and a path, nothing more")
     if parts.username or parts.password:
         raise ValueError("must not hold credentials; use api_key: env:NAME")

@@ -11,10 +11,14 @@ class Scratch(Strict):
     """A student with random weights and a tokenizer trained on the data."""
 
     arch: Literal["llama", "t5"] = Field("llama", description="decoder-only or encoder-decoder")
-    layers: Annotated[int, Field(gt=0)] = Field(2, description="of the decoder, and of the encoder where there is one")
-    hidden: Annotated[int, Field(gt=0)] = Field(64, description="width; a multiple of twice the heads")
-    heads: Annotated[int, Field(gt=0)] = Field(4, description="of attention")
-    vocab: Annotated[int, Field(ge=300)] = Field(2000, description="at least 300: the 256 bytes and special tokens")
+    layers: Annotated[int, Field(gt=0, le=512)] = Field(
+        2, description="of the decoder, and of the encoder where there is one"
+    )
+    hidden: Annotated[int, Field(gt=0, le=65_536)] = Field(64, description="width; a multiple of twice the heads")
+    heads: Annotated[int, Field(gt=0, le=1024)] = Field(4, description="of attention")
+    vocab: Annotated[int, Field(ge=300, le=1_000_000)] = Field(
+        2000, description="at least 300: the 256 bytes and special tokens"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> "Scratch":
@@ -75,14 +79,14 @@ class TrainingSpec(Strict):
     objective: Objective = Objective()
     data: TrainingData | None = Field(None, description="in a job spec: null, the run's own dataset")
     teacher: None = Field(None, description="local weights to compare with: not built yet")
-    workers: Annotated[int, Field(ge=1)] = Field(1, description="processes that train together")
+    workers: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="processes that train together")
     epochs: Annotated[float, Field(gt=0)] = Field(1, description="passes over the pairs")
     batch_size: Annotated[int, Field(ge=1)] = Field(8, description="rows a step, per worker")
     learning_rate: Annotated[float, Field(gt=0)] = Field(3.0e-4, description="its peak, after a short rise")
     max_length: Annotated[int, Field(ge=8)] = Field(512, description="tokens of prompt and response together")
     packing: bool = Field(True, description="several pairs in one row; decoder-only students")
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the pairs that is held out")
-    seed: int = Field(0, description="of the split, of new weights and of the order")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the split, of new weights and of the order")
 
     @field_validator("student", mode="before")
     @classmethod

@@ -1,5 +1,7 @@
 """From a dataset to token rows whose loss is on the response alone."""
 
+import hashlib
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from schemas.errors import SpecError
 from schemas.record import conversation
 from schemas.student import TrainingData
 
+LOOKED_AT = 100  # rows that are checked before a training starts
 IGNORED = -100  # label of a token without a loss
 LOADERS = {".jsonl": "json", ".json": "json", ".gz": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -56,18 +59,25 @@ def _files(data: TrainingData) -> tuple[str, list[str]]:
     return kind, [str(p) for p in found]
 
 
+def data_digest(data: TrainingData) -> str:
+    """Names, sizes and times of the files: while it is the same, so are the pairs."""
+    stats = ((name, Path(name).stat()) for name in _files(data)[1])
+    return hashlib.sha256(repr([(name, s.st_size, s.st_mtime_ns) for name, s in stats]).encode()).hexdigest()
+
+
 def check_data(data: TrainingData | None) -> None:
-    """`SpecError` for what one row can tell: no data, a missing file, an absent field. Cheap on any size."""
+    """`SpecError` for what the first rows can tell: no data, a missing file, an absent field, one that is not text,
+    fewer than two rows. Cheap on any size."""
     if data is None:
         raise SpecError("data is required", "data: {path: pairs.jsonl} or data: {run: RUN}")
     rows = _open(data, streaming=True)
     try:
-        first = next(iter(rows), None)
+        first = list(itertools.islice(rows, LOOKED_AT))
     except (ValueError, OSError) as error:
         raise _unreadable(data, error) from None
-    if first is None:
-        raise SpecError("data: empty", "a student needs at least two rows")
-    _check_columns(list(first), data)
+    if first:
+        check_columns(list(first[0]), data)
+    _require_two(list(_pairs(first, data)))
 
 
 def _open(data: TrainingData, streaming: bool) -> Any:
@@ -75,6 +85,7 @@ def _open(data: TrainingData, streaming: bool) -> Any:
 
     kind, files = _files(data)
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it raises
     # keep_in_memory: a file that changes between two trainings must not come from a cache.
     options = {"streaming": True} if streaming else {"keep_in_memory": True}
     try:
@@ -90,7 +101,8 @@ def _unreadable(data: TrainingData, error: BaseException) -> SpecError:
     return SpecError(f"data: {data.path or data.run}: {line[0][:200] if line else 'unreadable'}", "is the file whole?")
 
 
-def _check_columns(columns: Sequence[str], data: TrainingData) -> None:
+def check_columns(columns: Sequence[str], data: TrainingData) -> None:
+    """`SpecError` for a field that is not among `columns`."""
     if data.run is not None and not data.fields:
         return
     for ours in ("prompt", "response"):
@@ -102,11 +114,15 @@ def _check_columns(columns: Sequence[str], data: TrainingData) -> None:
 def load_pairs(data: TrainingData) -> list[Pair]:
     """All pairs of a dataset. `SpecError` for a missing file, an absent field, or no rows."""
     rows = _open(data, streaming=False)
-    _check_columns(rows.column_names, data)
+    check_columns(rows.column_names, data)
     pairs = list(_pairs(rows, data))
+    _require_two(pairs)
+    return pairs
+
+
+def _require_two(pairs: Sequence[Pair]) -> None:
     if len(pairs) < 2:
         raise SpecError(f"data: {len(pairs)} usable rows", "a student needs at least one to learn and one held out")
-    return pairs
 
 
 def _pairs(rows: Any, data: TrainingData) -> Iterator[Pair]:

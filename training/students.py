@@ -47,7 +47,10 @@ def layers_of(name: str) -> int | None:
     if name == SMOLLM2 or name.endswith(".gguf"):
         import gguf
 
-        fields = gguf.GGUFReader(str(gguf_weights(name))).fields
+        try:
+            fields = gguf.GGUFReader(str(gguf_weights(name))).fields
+        except (ValueError, IndexError, KeyError, OverflowError, MemoryError):
+            raise SpecError(f"student {name}: a damaged GGUF file", "is it whole? fetch it again") from None
         counts = [field.contents() for key, field in fields.items() if key.endswith(".block_count")]
         return int(counts[0]) if counts else None
     import transformers
@@ -58,6 +61,11 @@ def layers_of(name: str) -> int | None:
     except (OSError, ValueError, StrictDataclassError) as error:
         line = str(error).strip().splitlines()[0][:200]
         raise SpecError(f"student {name}: {line}", "check the id or path, and the network for an id") from None
+    written = config.architectures or []
+    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    if not any(type(config) in mapping for mapping in known) or any("MaskedLM" in name for name in written):
+        kind = ", ".join(written) or config.model_type
+        raise SpecError(f"student {name}: {kind} does not write text", "choose a decoder or an encoder-decoder")
     return getattr(config, "num_hidden_layers", None)
 
 

@@ -19,6 +19,16 @@ def require_server() -> None:
         raise SpecError("the embedded teacher needs the package xllamacpp", "pip install -c constraints.txt xllamacpp")
 
 
+def require_whole(weights: Path) -> None:
+    """`SpecError` for a .gguf file that was cut off or damaged: its tensors must lie within the file."""
+    import gguf
+
+    try:
+        gguf.GGUFReader(str(weights))
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError, UnicodeDecodeError):
+        raise SpecError(f"model {weights}: a damaged GGUF file", "is it whole? fetch it again") from None
+
+
 class LlamaServer:
     """The server's life. As an actor it holds the cores that Ray assigned it, and dies with the run."""
 

@@ -10,6 +10,7 @@ from teacher_server import teacher_server
 from typer.testing import CliRunner
 
 from limbeck.cli import app
+from schemas.weights import shipped_weights
 
 Write = Callable[..., Path]
 
@@ -23,6 +24,13 @@ def refused(*arguments: Any) -> str:
     assert lines[0].startswith("limbeck: ")
     assert len(lines) <= 2 and "Traceback" not in done.stderr
     return lines[0]
+
+
+def nested(levels: int) -> dict[str, Any]:
+    inner: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        inner = {"type": "array", "items": inner}
+    return inner
 
 
 def test_a_spec_that_is_not_there_or_not_yaml_or_not_a_mapping(tmp_path: Path) -> None:
@@ -50,6 +58,15 @@ def test_a_spec_that_is_not_there_or_not_yaml_or_not_a_mapping(tmp_path: Path) -
         ({"teachers": [{"provider": "embedded", "model": "/absent.gguf"}]}, "/absent.gguf"),
         ({"prompt": {"style": "few-shot", "exemplars": "absent.jsonl"}}, "prompt.exemplars"),
         ({"train": {"student": "/absent/model"}}, "/absent/model"),
+        ({"source": {"path": "a\0b.jsonl"}}, "path: "),
+        ({"source": {"path": "x" * 300}}, "path: "),
+        ({"train": {"student": {"scratch": {"layers": 10**9}}}}, "train.student.scratch.layers"),
+        ({"train": {"student": {"scratch": {}}, "seed": 2**80}}, "train.seed"),
+        ({"pipeline": "instruct", "validate": {"json_schema": nested(300)}}, "validate.json_schema"),
+        *(
+            ({"teachers": [{"provider": "openai", "model": "m", "free": True, "base_url": url}]}, "base_url")
+            for url in (f"https://{'a' * 64}.example/v1", "https://a..b/v1", "https://a.example/%00/v1")
+        ),
     ],
 )
 def test_a_spec_with_a_mistake(
@@ -63,9 +80,9 @@ def test_a_spec_with_a_mistake(
     ("text", "words"),
     [
         ("name: a\nname: b\n", "stands twice"), ("name: 2020-13-45\n", "not valid YAML"),
-        ("a: " + "[" * 5_000, "nested too deeply"),
+        ("a: " + "[" * 5_000, "nested too deeply"), ("a: &x [*x]\n", "an alias within itself"),
     ],
-    ids=["twice", "date", "deep"],
+    ids=["twice", "date", "deep", "alias"],
 )  # fmt: skip
 def test_a_spec_that_yaml_reads_oddly(tmp_path: Path, text: str, words: str) -> None:
     spec = tmp_path / "odd.yaml"
@@ -77,6 +94,7 @@ def test_a_spec_that_yaml_reads_oddly(tmp_path: Path, text: str, words: str) -> 
     ("name", "data", "words"),
     [
         ("cut.csv", b"id,input\n1,What is x, y and z?\n", "more cells than the header"),
+        ("twice.csv", b"id,input,input\n1,What is x?,What is y?\n", "column 'input' stands twice"),
         ("open.csv", b'id,input\n1,"What is x?\n2,What is y?\n', "source malformed"),
         ("deep.json", b"[" * 100_000, "source malformed"),
         ("bad.jsonl.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03garbage", "source malformed"),
@@ -97,6 +115,7 @@ def test_a_source_that_is_damaged(job: Write, tmp_path: Path, name: str, data: b
         {"student": {"scratch": {}}, "data": {"template": "chat"}},
         {"student": {"from": "smollm2-135m", "layers": 99}},
         {"student": "/absent/model"},
+        {"student": {"scratch": {}}, "data": {"fields": {"prompt": "question"}}},
     ],
 )
 def test_a_training_that_cannot_work_is_refused_before_a_teacher_is_paid(
@@ -104,6 +123,39 @@ def test_a_training_that_cannot_work_is_refused_before_a_teacher_is_paid(
 ) -> None:
     refused("run", job(questions, train=train), "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_were_cut_off_are_refused_for_a_teacher_and_for_a_student(
+    job: Write, questions: Path, tmp_path: Path
+) -> None:
+    if (whole := shipped_weights()) is None:
+        pytest.skip("no GGUF file is installed")
+    with whole.open("rb") as file:
+        (tmp_path / "cut.gguf").write_bytes(file.read(8 * 2**20))
+    cut = str(tmp_path / "cut.gguf")
+    teacher = {"teachers": [{"provider": "embedded", "model": cut}]}
+    for sections in (teacher, {"train": {"student": cut}}):
+        assert "damaged GGUF" in refused("run", job(questions, **sections), "--out", tmp_path / "run")
+
+
+def test_a_model_that_does_not_write_text_is_no_student(job: Write, questions: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}')
+    spec = job(questions, train={"student": str(tmp_path)})
+    assert "BertForMaskedLM does not write text" in refused("run", spec, "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run",), ("run", "job.yaml"), ("nosuch",), ("run", "job.yaml", "--out", "r", "--worker", "2"),
+        ("fake-teacher", "--rpm", "x"), ("fake-teacher", "--status", "9999"), ("fake-teacher", "--stop-after", "nan"),
+        ("fake-teacher", "--words", "1:99999999"), ("fake-teacher", "--spread", "1e9"),
+        ("fake-teacher", "--price", "1e308:1"), ("fake-teacher", "--port", "70000"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_arguments_that_cannot_be(arguments: tuple[str, ...]) -> None:
+    refused(*arguments)
 
 
 def test_paths_that_cannot_be(job: Write, questions: Path, tmp_path: Path) -> None:
