@@ -2,11 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -82,6 +83,30 @@ class Limbeck:
             start_new_session=True,
             **options,
         )
+
+
+class Finished(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(ray_cluster: None) -> Iterator[Callable[..., Finished]]:
+    """The command in this process, on the Ray that the tests share: as `limbeck`, but for the seconds of a start."""
+    from typer.testing import CliRunner
+
+    from limbeck.cli import app
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: Any) -> Finished:
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        return Finished(done.exit_code, done.stdout, done.stderr)
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

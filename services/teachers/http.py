@@ -41,7 +41,8 @@ class Sdk(NamedTuple):
 
 def _transport(kind: Any, teacher: Teacher) -> Any:
     """The package's aiohttp client. Redirects are not followed: one would carry the prompt elsewhere."""
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    # 0 is aiohttp's "no limit"; None leaves its default of 100, at which calls would wait unseen by the governor.
+    limits = httpx2.Limits(max_connections=0, max_keepalive_connections=None)
     timeout = httpx2.Timeout(teacher.timeout_s, connect=min(CONNECT_S, teacher.timeout_s))
     return kind(follow_redirects=False, trust_env=False, limits=limits, timeout=timeout)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Limbeck
+from conftest import Finished
 from teacher_server import RunningTeacher, teacher_server
 
 import limbeck as api
@@ -16,6 +16,7 @@ from schemas.manifest import Manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 Write = Callable[..., Path]
+Command = Callable[..., Finished]
 
 
 def run_it(spec: Path, out: Path, *settings: str) -> Manifest:
@@ -122,15 +123,15 @@ def test_a_run_of_another_source_is_refused_and_nothing_is_touched(
 
 
 def test_rows_too_large_for_every_lane_are_named_before_anything_is_paid(
-    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+    command: Command, job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
     rows = jsonl([{"id": "short", "input": "What?"}, {"id": "long", "input": "What is " + "this and " * 3_000 + "?"}])
     run = tmp_path / "run"
     with teacher_server() as teacher:
         small = lane(teacher, limits={"tpm": 3_000})
         spec = job(rows, teachers=[small])
-        for command in (("plan", spec), ("run", spec, "--out", run)):
-            done = limbeck(*command)
+        for arguments in (("plan", spec), ("run", spec, "--out", run)):
+            done = command(*arguments)
             assert done.returncode == 2 and "long" in done.stderr and "too large" in done.stderr
         assert not run.exists() and teacher.bill()["calls"] == 0
         kept = job(rows, "kept.yaml", source={"path": str(rows), "on_error": "reject"}, teachers=[small])

@@ -9,11 +9,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Limbeck
+from conftest import Finished, Limbeck
 from teacher_server import RunningTeacher, teacher_server
 
 pytestmark = pytest.mark.ray
 Write = Callable[..., Path]
+Command = Callable[..., Finished]
 
 
 def manifest(run: Path) -> dict[str, Any]:
@@ -76,13 +77,13 @@ def test_a_cot_run_publishes_every_row_once_and_says_what_it_did(
 
 
 def test_the_published_rows_load_as_a_dataset_and_do_not_depend_on_workers_or_order(
-    limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path
+    command: Command, job: Write, questions: Path, tmp_path: Path
 ) -> None:
     import datasets
 
     spec = job(questions)
     for workers, name in ((1, "one"), (4, "four")):
-        assert limbeck("run", spec, "--out", tmp_path / name, "--workers", workers).returncode == 0
+        assert command("run", spec, "--out", tmp_path / name, "--workers", workers).returncode == 0
     one, four = manifest(tmp_path / "one"), manifest(tmp_path / "four")
     assert one["dataset"]["sha256"] == four["dataset"]["sha256"]
     loaded = datasets.load_dataset("parquet", data_dir=str(tmp_path / "one" / "dataset"))
@@ -90,7 +91,7 @@ def test_the_published_rows_load_as_a_dataset_and_do_not_depend_on_workers_or_or
 
 
 def test_instructions_are_written_answered_and_accounted_for(
-    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+    command: Command, job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
     seeds = jsonl([{"id": f"s{i}", "instruction": f"Do useful thing number {i}."} for i in range(12)])
     with teacher_server() as teacher:
@@ -102,7 +103,7 @@ def test_instructions_are_written_answered_and_accounted_for(
             instruct={"generate": 10, "per_call": 4, "examples": 2},
         )
         run = tmp_path / "run"
-        done = limbeck("run", spec, "--out", run)
+        done = command("run", spec, "--out", run)
         assert done.returncode == 0, done.stderr
         calls = teacher.bill()["calls"]
     rows, said = table(run, "dataset"), manifest(run)
@@ -116,13 +117,13 @@ def test_instructions_are_written_answered_and_accounted_for(
 
 
 def test_faults_on_the_wire_lose_no_row_and_garbage_is_kept_raw(
-    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+    command: Command, job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
     rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(200)])
     faults = "500:0.05,429:0.1,503:0.05,html:0.05,blank:0.05"
     with teacher_server("--faults", faults) as teacher:
         run = tmp_path / "run"
-        done = limbeck("run", job(rows, teachers=[lane(teacher)]), "--out", run)
+        done = command("run", job(rows, teachers=[lane(teacher)]), "--out", run)
         assert done.returncode == 0, done.stderr
         bill = teacher.bill()
     said = manifest(run)
@@ -135,14 +136,14 @@ def test_faults_on_the_wire_lose_no_row_and_garbage_is_kept_raw(
 
 
 def test_a_budget_stops_before_it_is_overshot_and_a_larger_one_goes_on(
-    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+    command: Command, job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
     rows = jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(120)])
     with teacher_server("--latency", "0.01", "--price", "100:100") as teacher:
         paid = {**lane(teacher), "free": False, "price": {"input": 100, "output": 100}}
         spec = job(rows, teachers=[paid], budget={"usd": 0.5}, sampling={"max_tokens": 64})
         run = tmp_path / "run"
-        stopped = limbeck("run", spec, "--out", run)
+        stopped = command("run", spec, "--out", run)
         assert stopped.returncode == 3, stopped.stderr
         bill = teacher.bill()
         said = manifest(run)
@@ -150,7 +151,7 @@ def test_a_budget_stops_before_it_is_overshot_and_a_larger_one_goes_on(
         assert said["spend"]["usd"] == bill["usd"]
         assert said["state"] == "exhausted"
         assert 0 < said["rows"]["accepted"] == len(table(run, "dataset")) < 120
-        more = limbeck("run", spec, "--out", run, "--set", "budget.usd=9")
+        more = command("run", spec, "--out", run, "--set", "budget.usd=9")
         assert more.returncode == 0, more.stderr
         assert teacher.bill()["repeated"] == 0
     assert manifest(run)["rows"]["accepted"] == 120
@@ -158,11 +159,11 @@ def test_a_budget_stops_before_it_is_overshot_and_a_larger_one_goes_on(
 
 @pytest.mark.parametrize(("status", "word"), [(401, "auth"), (404, "misdirected")])
 def test_a_lane_that_refuses_everything_ends_the_run_with_status_4(
-    limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path, status: int, word: str
+    command: Command, job: Write, questions: Path, tmp_path: Path, status: int, word: str
 ) -> None:
     with teacher_server("--status", str(status)) as teacher:
         run = tmp_path / "run"
-        done = limbeck("run", job(questions, teachers=[lane(teacher)]), "--out", run)
+        done = command("run", job(questions, teachers=[lane(teacher)]), "--out", run)
         assert done.returncode == 4, done.stderr
         assert word in done.stderr and "hint:" in done.stderr
         assert teacher.bill()["refused_total"] <= 16  # no more than was in flight when the first one came back
@@ -187,10 +188,10 @@ def test_a_key_is_found_nowhere_after_a_run(limbeck: Limbeck, job: Write, questi
     assert canary not in done.stdout + done.stderr
 
 
-def test_a_finished_run_is_left_alone(limbeck: Limbeck, job: Write, questions: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_left_alone(command: Command, job: Write, questions: Path, tmp_path: Path) -> None:
     spec, run = job(questions), tmp_path / "run"
-    assert limbeck("run", spec, "--out", run).returncode == 0
+    assert command("run", spec, "--out", run).returncode == 0
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    again = limbeck("run", spec, "--out", run)
+    again = command("run", spec, "--out", run)
     assert again.returncode == 0 and "finished" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}

@@ -8,19 +8,20 @@ from typing import Any
 import pytest
 import transformers
 import yaml
-from conftest import Limbeck
+from conftest import Finished
 
 pytestmark = pytest.mark.ray
+Command = Callable[..., Finished]
 WORDS = ("red", "green", "blue", "white", "black")
 
 
-def trained(limbeck: Limbeck, data: Path, out: Path, arch: str, **settings: Any) -> dict[str, Any]:
+def trained(command: Command, data: Path, out: Path, arch: str, **settings: Any) -> dict[str, Any]:
     """Metrics of a small student trained by the command."""
     student = {"scratch": {"arch": arch, "layers": 1, "hidden": 32, "heads": 2, "vocab": 320}}
     spec = out.with_suffix(".yaml")
     body = {"student": student, "data": {"path": str(data)}, "learning_rate": 0.01, "max_length": 48, **settings}
     spec.write_text(yaml.safe_dump(body))
-    done = limbeck("train", spec, "--out", out)
+    done = command("train", spec, "--out", out)
     assert done.returncode == 0, done.stderr
     metrics: dict[str, Any] = json.loads((out / "student" / "metrics.json").read_text())
     return metrics
@@ -33,10 +34,10 @@ def repeats(jsonl: Callable[..., Path]) -> Path:
 
 
 def test_two_workers_take_the_same_steps_as_one_with_twice_the_batch(
-    limbeck: Limbeck, repeats: Path, tmp_path: Path
+    command: Command, repeats: Path, tmp_path: Path
 ) -> None:
-    one = trained(limbeck, repeats, tmp_path / "one", "llama", workers=1, batch_size=8, epochs=8)
-    two = trained(limbeck, repeats, tmp_path / "two", "llama", workers=2, batch_size=4, epochs=8)
+    one = trained(command, repeats, tmp_path / "one", "llama", workers=1, batch_size=8, epochs=8)
+    two = trained(command, repeats, tmp_path / "two", "llama", workers=2, batch_size=4, epochs=8)
     assert two["steps"] == one["steps"]
     assert two["loss_before"] == one["loss_before"]
     assert two["loss_after"] == pytest.approx(one["loss_after"], rel=0.03)  # the last batch of an epoch is uneven
@@ -47,8 +48,8 @@ def test_two_workers_take_the_same_steps_as_one_with_twice_the_batch(
     assert model.config.vocab_size == len(transformers.AutoTokenizer.from_pretrained(student))
 
 
-def test_an_encoder_decoder_learns_and_loads(limbeck: Limbeck, repeats: Path, tmp_path: Path) -> None:
-    metrics = trained(limbeck, repeats, tmp_path / "out", "t5", batch_size=8, epochs=6)
+def test_an_encoder_decoder_learns_and_loads(command: Command, repeats: Path, tmp_path: Path) -> None:
+    metrics = trained(command, repeats, tmp_path / "out", "t5", batch_size=8, epochs=6)
     student = tmp_path / "out" / "student"
     assert metrics["loss_after"] < 0.6 * metrics["loss_before"]
     assert metrics["rouge_l_after"] > metrics["rouge_l_before"]
@@ -60,12 +61,12 @@ def test_an_encoder_decoder_learns_and_loads(limbeck: Limbeck, repeats: Path, tm
 
 
 def test_a_run_trains_its_student_and_shows_it_in_the_report(
-    limbeck: Limbeck, job: Callable[..., Path], questions: Path, tmp_path: Path
+    command: Command, job: Callable[..., Path], questions: Path, tmp_path: Path
 ) -> None:
     student = {"scratch": {"layers": 1, "hidden": 32, "heads": 2, "vocab": 320}}
     train = {"student": student, "epochs": 4, "batch_size": 4, "learning_rate": 0.01, "max_length": 128}
     run = tmp_path / "run"
-    done = limbeck("run", job(questions, train=train), "--out", run)
+    done = command("run", job(questions, train=train), "--out", run)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((run / "student" / "metrics.json").read_text())
     assert metrics["loss_after"] < metrics["loss_before"]
