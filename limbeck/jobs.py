@@ -161,4 +161,4 @@ def train(
     cluster.check_address(address)
     cluster.connect(address)
     ready()
-    return fit(spec, Path(out).absolute(), watch, stopping)
+    return fit(spec, Path(out).absolute(), watch, stopping, outlives_us=not cluster.is_own())

@@ -15,7 +15,7 @@ import yaml
 from schemas.errors import SpecError
 from schemas.job import JobSpec, fixed_part, revisable_part
 from schemas.manifest import Manifest
-from services.journal.writer import wait_for_writers
+from services.journal.place import Journal
 
 VERSIONS = ("limbeck", "ray", "openai", "pydantic", "pyarrow", "torch", "transformers", "xllamacpp")
 BYTES_A_ROW = 16_000  # journal, staging, dataset and rejected of one row, generously: 4.3 kB a journalled answer
@@ -94,7 +94,7 @@ class RunDirectory:
             raise SpecError(f"{self.root} is in use by another limbeck run", "wait for it to end") from None
         self._lock = lock
         try:
-            wait_for_writers(self.journal)  # of an earlier start whose workers outlived it
+            Journal(self.journal, spec.journal).wait_for_writers()  # of an earlier start whose workers outlived it
         except SpecError:
             self.close()
             raise

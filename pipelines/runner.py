@@ -41,6 +41,7 @@ from services.fanout.fleet import Fleet, tag_for
 from services.fanout.size import fits, worst_case
 from services.fanout.units import Plan, Progress
 from services.journal.index import JournalIndex, Totals
+from services.journal.place import Journal
 from services.ledger.books import Caps
 from services.teachers import embedded
 from services.teachers.adapter import decode
@@ -76,6 +77,7 @@ class Run:
     def check(self, sizes: bool = True) -> None:
         """Everything that can be wrong before the first call. Touches nothing; raises `SpecError`."""
         self.directory.check(self.spec)
+        self.journal.check()
         self._earlier, self._changes = self.directory.earlier(), self.directory.changes(self.spec)
         for teacher in self.spec.teachers:
             lane_key(teacher)
@@ -100,6 +102,11 @@ class Run:
         self.manifest.rows.source, self.manifest.source_digest = self._scan.rows, self._scan.digest
         self.manifest.notes = []
         self.manifest.seconds["scan"] = round(time.monotonic() - started, 3)
+
+    @property
+    def journal(self) -> Journal:
+        """Where this run's paid answers are."""
+        return Journal(self.directory.journal, self.spec.journal)
 
     @property
     def is_finished(self) -> bool:
@@ -192,7 +199,7 @@ class Run:
 
     def _open_books(self) -> None:
         before = self.manifest.calls
-        self._base = JournalIndex(self.directory.journal).totals
+        self._base = JournalIndex(self.journal.read()).totals
         self._sent_before = Progress(sent=max(before.sent, self._base.answered), retried=before.retried)
         self.manifest.state, self.manifest.error, self.manifest.stage = "running", "", "start"
         self.manifest.versions = installed_versions()
@@ -220,8 +227,8 @@ class Run:
 
     def _fan_out(self) -> RowPlan:
         fleet = Fleet(
-            list(self.spec.teachers), self.directory.journal, caps_of(self.spec.budget), self._base,
-            self.workers, tag_for(self.directory.journal),
+            list(self.spec.teachers), self.journal, caps_of(self.spec.budget), self._base,
+            self.workers, tag_for(self.journal.read()),
         )  # fmt: skip
         with fleet:
             plan = self.plan() if self.spec.pipeline == "cot" else self._write_instructions(fleet)
@@ -304,7 +311,7 @@ class Run:
 
     @contextmanager
     def _answers(self) -> Iterator[Answers]:
-        index = JournalIndex(self.directory.journal)
+        index = JournalIndex(self.journal.read())
         try:
             yield Answers(index, [t.name for t in self.spec.teachers])
         finally:

@@ -1,6 +1,8 @@
 """The job spec: what a user writes in YAML."""
 
+import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -152,6 +154,9 @@ class JobSpec(Strict):
     validation: Validation = Field(Validation(), alias="validate")
     curate: Curate = Curate()
     instruct: Instruct | None = Field(None, description="for pipeline instruct")
+    journal: str | None = Field(
+        None, description="an object store for paid answers, as in s3://bucket/folder; null: the run directory"
+    )
     budget: Budget | None = Field(None, description="null: no cap")
     faithful: Literal[False] = Field(False, description="the paper's own behaviour: not built yet")
     publish: Publish = Publish()
@@ -162,6 +167,17 @@ class JobSpec(Strict):
     @classmethod
     def _off(cls, value: Any) -> Any:
         return {} if value is None or value is False else value
+
+    @field_validator("journal")
+    @classmethod
+    def _store(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not re.fullmatch(r"[a-z0-9]+://\S+", value):
+            raise ValueError("must be the URL of a folder on an object store, as in s3://bucket/folder")
+        if "@" in urlsplit(value).netloc:
+            raise ValueError("must not hold credentials; they come from the environment")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -184,7 +200,7 @@ class JobSpec(Strict):
         return self
 
 
-FIXED = ("pipeline", "source", "sampling", "cascade", "instruct", "faithful")
+FIXED = ("pipeline", "source", "sampling", "cascade", "instruct", "faithful", "journal")
 REVISABLE = ("prompt", "validate", "curate")
 
 

@@ -13,6 +13,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
+STARTED: set[str] = set()  # addresses of clusters that this process started
 STORE_BYTES = 200 * 2**20  # units and records pass through; rows are on disk, so 200 MiB is ample
 
 
@@ -33,6 +34,7 @@ def connect(address: str | None) -> None:
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
         ray.init(address="local", object_store_memory=STORE_BYTES, **OWN_PORTS)
         _keep_token_private()
+        STARTED.add(ray.get_runtime_context().gcs_address)
         return
     try:
         ray.init(address=address, logging_level="error", log_to_driver=False)
@@ -42,6 +44,13 @@ def connect(address: str | None) -> None:
             f"no Ray cluster answers at {address}: {first}",
             "where the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE",
         ) from None
+
+
+def is_own() -> bool:
+    """Whether the Ray that is connected was started here and ends with this process."""
+    import ray
+
+    return bool(ray.is_initialized() and ray.get_runtime_context().gcs_address in STARTED)
 
 
 def check_address(address: str | None) -> None:

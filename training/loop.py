@@ -17,20 +17,23 @@ START_TIMEOUT_S = "180"  # a worker imports torch and transformers first: 10 to 
 
 
 def fit(
-    spec: TrainingSpec, out: Path, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]
-) -> dict[str, Any]:
-    """Train on the Ray cluster that is connected. `out`/student is replaced whole at the end; returns its metrics."""
+    spec: TrainingSpec, out: Path, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool],
+    outlives_us: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Train on the Ray cluster that is connected. `out`/student is replaced whole at the end; returns its metrics.
+
+    `outlives_us`: whether that cluster goes on after this process, and so needs what it holds to be cleaned up.
+    """
     import os
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     work = out / ".work"
     work.mkdir(parents=True, exist_ok=True)
     for stale in ("train-stop", "train-progress.json", "train-error.json"):
         (work / stale).unlink(missing_ok=True)
-    trainer = TorchTrainer(
+    trainer = _trainer_class(outlives_us)(
         train_worker,
         train_loop_config={"spec": spec.model_dump(mode="json", by_alias=True), "work": str(work)},
         scaling_config=_scaling(spec.workers),
@@ -45,6 +48,22 @@ def fit(
     if (work / "train-stop").exists():
         raise Interrupted("interrupted while the student was trained", "run the same command to train it again")
     return _publish(work / "student", out / "student")
+
+
+def _trainer_class(outlives_us: bool) -> Any:
+    """Ray's trainer. Its cleaner of placement groups asks the dashboard whether the controller lives; on a Ray that
+    ends with this process there is no dashboard, nothing to clean, and 12 s of waiting for an answer at the end."""
+    from ray.train.torch import TorchTrainer
+
+    if outlives_us:
+        return TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class OwnRayTrainer(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
+
+    return OwnRayTrainer
 
 
 def _scaling(workers: int) -> Any:

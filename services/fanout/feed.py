@@ -2,24 +2,24 @@
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 from schemas.call import Call
 from schemas.lane import Teacher
 from schemas.money import Amount
 from services.fanout.size import fits
 from services.fanout.units import Plan, Progress, Unit, Units
-from services.journal.index import MARK, JournalIndex, SegmentReader
+from services.journal.index import MARK, JournalIndex, WriterReader, segments_by_writer
+from services.journal.place import Journal
 
 
 class Feed:
     """One for a run. It holds the journal's index of earlier starts, so workers and driver stay small."""
 
-    def __init__(self, teachers: Sequence[Teacher], journal: Path) -> None:
+    def __init__(self, teachers: Sequence[Teacher], journal: Journal) -> None:
         self._teachers = tuple(teachers)
         self._models = tuple(teacher.name for teacher in teachers)
         self._journal = journal
-        self._index = JournalIndex(journal)
+        self._index = JournalIndex(journal.read())
         self._units: Units | None = None
         self._progress = Progress()
         self._stop = False
@@ -28,7 +28,7 @@ class Feed:
         """Start on a plan. Answers that earlier plans of this start brought count as paid."""
         if self._units is not None:
             self._index.close()
-            self._index = JournalIndex(self._journal)
+            self._index = JournalIndex(self._journal.read())
         fits = functools.partial(_fits, self._teachers)
         self._units = Units(plan, self._models, self._index.__contains__, fits)
         self._progress = Progress()
@@ -62,14 +62,11 @@ class Feed:
         self._stop = True
 
     async def bury(self, worker: str) -> tuple[int, Amount]:
-        """Take back a dead worker's calls: (calls returned, what its segment says it spent)."""
+        """Take back a dead worker's calls: (calls returned, what its segments say it spent)."""
         assert self._units is not None
-        path = self._journal / f"{worker}.seg"
-        if not path.exists():
-            return self._units.bury(worker, lambda _: False), Amount()
-        segment = SegmentReader(path)
-        settled = segment.answers.keyset() | segment.failures.keyset()
-        return self._units.bury(worker, lambda key: key[:MARK] in settled), segment.totals.amount
+        found = WriterReader(segments_by_writer(self._journal.read()).get(worker, []))
+        settled = found.answers.keyset() | found.failures.keyset()
+        return self._units.bury(worker, lambda key: key[:MARK] in settled), found.totals.amount
 
     async def finished(self) -> bool:
         assert self._units is not None

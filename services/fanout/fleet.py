@@ -15,6 +15,7 @@ from services.fanout.sender import End
 from services.fanout.units import Plan, Progress
 from services.fanout.worker import FREE_WINDOW, Post, Worker
 from services.journal.index import Totals
+from services.journal.place import Journal
 from services.ledger.books import Caps
 from services.ledger.cashier import cashier
 from services.teachers import embedded
@@ -42,7 +43,7 @@ class Fleet:
     """All actors of one run. Use as a context manager; on exit segments are sealed and actors end."""
 
     teachers: list[Teacher]
-    journal: Path
+    journal: Journal
     caps: Caps
     spent: Totals
     workers_per_lane: int
@@ -56,6 +57,7 @@ class Fleet:
     def __enter__(self) -> "Fleet":
         import ray
 
+        self._ship()
         self._lanes = [Lane(number, teacher) for number, teacher in enumerate(self.teachers)]
         servers = [lane for lane in self._lanes if lane.teacher.provider == "embedded"]
         for lane in servers:
@@ -100,7 +102,7 @@ class Fleet:
         options: dict[str, Any] = dict(LIGHT)
         if lane.node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(lane.node, soft=False)
-        run = f"{self.journal.parent}:{self.tag}"
+        run = f"{self.journal.root.parent}:{self.tag}"
         post = Post(name, run, lane.number, lane.teacher, lane.base_url, self._window(lane), self.journal)
         actor = ray.remote(Worker).options(**options).remote(post, self._cashier if self._banked(lane) else None)
         self._workers[name] = (lane, actor)
@@ -186,9 +188,22 @@ class Fleet:
 
         _, actor = self._workers.pop(name)
         ray.kill(actor)
+        self._ship()
         _, spent = ray.get(self._feed.bury.remote(name))
         if self._cashier is not None:
             ray.get(self._cashier.bury.remote(name, spent))
+
+    def _ship(self) -> None:
+        """Where the journal is on an object store: seal what dead workers left on each machine."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        if self.journal.store is None:
+            return
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+        task = ray.remote(shipped)
+        ray.get([task.options(num_cpus=0, scheduling_strategy=place).remote(self.journal) for place in places])
 
     def _replace(self, name: str) -> str | None:
         lane, _ = self._workers[name]
@@ -250,6 +265,11 @@ def _get(ref: Any) -> Any:
             f"the embedded teacher did not start: {str(error).strip().splitlines()[-1][:200]}",
             "check free memory (the weights and 1 GiB), then run again",
         ) from None
+
+
+def shipped(journal: Journal) -> int:
+    """Seal what dead writers left on the machine where this runs."""
+    return journal.ship()
 
 
 def tag_for(journal: Path, now: float | None = None) -> str:

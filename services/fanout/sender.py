@@ -306,5 +306,10 @@ class Sender:
         if now - self._disk_at < DISK_EVERY_S:
             return
         self._disk_at = now
-        if not self._journal.has_room(self._allowance.in_flight):
+        try:
+            has_room = self._journal.tend(self._allowance.in_flight)
+        except LimbeckError as error:
+            self.stop(End("failed", error.message))
+            return
+        if not has_room:
             self.stop(End("failed", f"low disk: {self._journal.path.parent} has no room for the answers in flight"))

@@ -4,11 +4,11 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
 
+from schemas.errors import LimbeckError
 from schemas.lane import Teacher
 from schemas.money import Amount
 from services.admission.governor import governor_of
@@ -16,7 +16,7 @@ from services.admission.pool import LEASE_S, Charging, Grant, Report
 from services.fanout.allowance import Allowance
 from services.fanout.sender import End, Sender, Stopped
 from services.fanout.units import Unit
-from services.journal.writer import JournalWriter
+from services.journal.place import Journal
 from services.ledger.books import Account, Advance
 from services.teachers.adapter import open_adapter
 from services.teachers.credentials import credential_id
@@ -37,7 +37,7 @@ class Post(NamedTuple):
     teacher: Teacher
     base_url: str | None
     window: int | None
-    journal: Path
+    journal: Journal
 
 
 class RayLeases:
@@ -94,7 +94,7 @@ class Worker:
         teacher = post.teacher
         self._post = post
         self._adapter = open_adapter(teacher, post.base_url)
-        self._journal = JournalWriter(post.journal, post.name)
+        self._journal = post.journal.writer(post.name)
         governed = teacher.provider in ("openai", "anthropic")
         find = None
         if governed:
@@ -122,11 +122,14 @@ class Worker:
             await self._pull(feed, sender, tasks)
             if tasks:
                 await asyncio.gather(*tasks)
-            self._journal.sync()
         finally:
             finished.set()
             sender.done()
             await asyncio.gather(*helpers)
+        try:
+            await asyncio.to_thread(self._journal.sync)
+        except LimbeckError as error:
+            sender.stop(End("failed", error.message))
         await sender.renew()
         await feed.report.remote(self._post.name, sender.take_delta(), [])
         return sender.end or End("done")
@@ -181,4 +184,4 @@ class Worker:
         if self._leases is not None:
             self._leases.leave()
         await self._adapter.close()
-        self._journal.close()
+        await asyncio.to_thread(self._journal.close)

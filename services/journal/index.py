@@ -1,9 +1,10 @@
 """Find answers by the first 16 bytes of their call keys: 28 bytes a call, so a million answers cost 28 MB."""
 
+import itertools
 import mmap
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,55 +64,71 @@ def frames(path: Path) -> Iterator[tuple[int, Kind, memoryview]]:
 
 
 class Entries:
-    """Keys and offsets, 24 bytes each while they are collected."""
+    """Keys, segments and offsets, 28 bytes each while they are collected."""
 
     def __init__(self) -> None:
         self.keys = bytearray()
+        self.segments = array("I")
         self.offsets = array("Q")
 
-    def add(self, key: bytes, offset: int) -> None:
+    def add(self, key: bytes, segment: int, offset: int) -> None:
         self.keys += key[:MARK]
+        self.segments.append(segment)
         self.offsets.append(offset)
 
     def keyset(self) -> set[bytes]:
         """The first `MARK` bytes of every key."""
         return {bytes(self.keys[i : i + MARK]) for i in range(0, len(self.keys), MARK)}
 
-    def table(self, segment: int) -> Table:
+    def table(self) -> Table:
         table = np.zeros(len(self.offsets), ENTRY)
-        table["key"] = np.frombuffer(self.keys, f"S{MARK}")
-        table["segment"] = segment
-        table["offset"] = np.frombuffer(self.offsets, "<u8") if self.offsets else 0
+        if self.offsets:
+            table["key"] = np.frombuffer(self.keys, f"S{MARK}")
+            table["segment"] = np.frombuffer(self.segments, "<u4")
+            table["offset"] = np.frombuffer(self.offsets, "<u8")
         return table
 
 
-class SegmentReader:
-    """One pass over a segment: its answers, and what it cost."""
+def segments_by_writer(root: Path) -> dict[str, list[Path]]:
+    """Segments of each writer in the order in which it wrote them, writers in name order.
 
-    def __init__(self, path: Path) -> None:
+    A segment is named WRITER.seg, or WRITER.NNNN.seg where its writer seals one after the other.
+    """
+    found = sorted(root.glob("*.seg")) if root.exists() else []
+    return {writer: list(paths) for writer, paths in itertools.groupby(found, lambda p: p.name.partition(".")[0])}
+
+
+class WriterReader:
+    """One pass over the segments of a writer: its answers, and what they cost. `first` is the number of the first.
+
+    An attempt may begin in one segment and end in a later one of the same writer.
+    """
+
+    def __init__(self, paths: Sequence[Path], first: int = 0) -> None:
         self.totals = Totals()
         self.answers = Entries()
         self.failures = Entries()
         self._open: dict[bytes, dict[str, int]] = {}
-        for offset, kind, payload in frames(path):
-            frame = decode_payload(kind, bytes(payload))
-            if kind is Kind.SENT:
-                self._open[frame.attempt] = frame.meta
-                self.totals.calls += 1
-            else:
-                self._ended(frame, offset)
+        for segment, path in enumerate(paths, first):
+            for offset, kind, payload in frames(path):
+                frame = decode_payload(kind, bytes(payload))
+                if kind is Kind.SENT:
+                    self._open[frame.attempt] = frame.meta
+                    self.totals.calls += 1
+                else:
+                    self._ended(frame, segment, offset)
         for meta in self._open.values():
             self.totals.nano_usd += meta["nano_usd"]
             self._doubt(meta)
 
-    def _ended(self, frame: Frame, offset: int) -> None:
+    def _ended(self, frame: Frame, segment: int, offset: int) -> None:
         """An attempt came to its end; free lanes note only this end."""
         final = frame.kind is Kind.FAILED and frame.meta["final"]
         if self._open.pop(frame.attempt, None) is None and not final:
             self.totals.calls += 1
         self.totals.nano_usd += frame.meta.get("nano_usd", 0)
         if frame.kind is Kind.ANSWERED:
-            self.answers.add(frame.key, offset)
+            self.answers.add(frame.key, segment, offset)
             self.totals.answered += 1
             self.totals.input_tokens += frame.meta.get("in", 0)
             self.totals.output_tokens += frame.meta.get("out", 0)
@@ -121,7 +138,7 @@ class SegmentReader:
         if frame.meta.get("tokens"):
             self._doubt(frame.meta)
         if final:
-            self.failures.add(frame.key, offset)
+            self.failures.add(frame.key, segment, offset)
             self.totals.failed += 1
 
     def _doubt(self, meta: dict[str, Any]) -> None:
@@ -138,16 +155,17 @@ class JournalIndex:
     """
 
     def __init__(self, root: Path) -> None:
-        self.segments = sorted(root.glob("*.seg")) if root.exists() else []
+        self.segments: list[Path] = []
         self.totals = Totals()
         self._files: dict[int, int] = {}
         answers: list[Table] = []
         failures: list[Table] = []
-        for number, path in enumerate(self.segments):
-            reader = SegmentReader(path)
+        for paths in segments_by_writer(root).values():
+            reader = WriterReader(paths, len(self.segments))
+            self.segments += paths
             self.totals.add(reader.totals)
-            answers.append(reader.answers.table(number))
-            failures.append(reader.failures.table(number))
+            answers.append(reader.answers.table())
+            failures.append(reader.failures.table())
         self._answers = self._sorted(answers)
         self._failures = self._sorted(failures)
 

@@ -27,22 +27,30 @@ class JournalWriter:
         root.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(root / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_SH)
-        self.path = root / f"{name}.seg"
+        self._root = root
+        self._open(name)
+
+    def _open(self, name: str) -> None:
+        self.path = self._root / f"{name}.seg"
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
         self._file = os.open(self.path, flags, 0o600)
 
-    def append(self, frame: Frame) -> None:
-        """Write one frame; a full disk or a failing one raises `LimbeckError` and nothing more may be sent."""
+    def append(self, frame: Frame) -> int:
+        """Write one frame, return its bytes; a full disk or a failing one raises `LimbeckError` and nothing more may be
+        sent."""
         data = memoryview(encode(frame))
+        size = len(data)
         try:
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
             what = "the disk is full" if error.errno == errno.ENOSPC else os.strerror(error.errno or 0)
             raise LimbeckError(f"journal {self.path.name}: {what}", "free some space, then run again") from None
+        return size
 
-    def has_room(self, in_flight: int) -> bool:
-        """Whether the disk holds what is in flight several times over: a paid answer must have a place to go."""
+    def tend(self, in_flight: int) -> bool:
+        """To be called about once a second. Whether the disk holds what is in flight several times over: a paid answer
+        must have a place to go."""
         status = os.fstatvfs(self._file)
         return status.f_bavail * status.f_frsize >= LOW_DISK + in_flight * BYTES_AN_ANSWER * 4
 

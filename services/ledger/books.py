@@ -43,11 +43,11 @@ class Books:
         self.accounts: dict[str, Account] = {}
 
     @classmethod
-    def restored(cls, caps: Caps, segments: Mapping[str, Amount]) -> "Books":
-        """From the journal, after a crash: each segment belongs to the worker of the same name, and what it leaves
-        open counts as spent until that worker reports."""
+    def restored(cls, caps: Caps, spent: Mapping[str, Amount]) -> "Books":
+        """From the journal, after a crash: what each worker's segments say, where what they leave open counts as spent
+        until that worker reports."""
         books = cls(caps, NOTHING)
-        books.accounts = {name: Account(spent) for name, spent in segments.items()}
+        books.accounts = {name: Account(amount) for name, amount in spent.items()}
         return books
 
     @property

@@ -7,19 +7,20 @@ from typing import Any
 
 from schemas.money import Amount
 from services.admission.pool import LEASE_S
-from services.journal.index import SegmentReader
+from services.journal.index import WriterReader, segments_by_writer
+from services.journal.place import Journal
 from services.ledger.books import NOTHING, Account, Advance, Books, Caps
 
 
 class Cashier:
     """`Books` for the workers of one run."""
 
-    def __init__(self, caps: Caps, base: Amount, journal: Path) -> None:
+    def __init__(self, caps: Caps, base: Amount, journal: Journal) -> None:
         import ray
 
         self._silent_until = 0.0
         if ray.get_runtime_context().was_current_actor_reconstructed:
-            self._books = Books.restored(caps, spent_by_segment(journal))
+            self._books = Books.restored(caps, spent_by_writer(journal.read()))
             self._silent_until = time.monotonic() + LEASE_S
         else:
             self._books = Books(caps, base)
@@ -33,12 +34,12 @@ class Cashier:
         self._books.bury(worker, spent)
 
 
-def spent_by_segment(journal: Path) -> dict[str, Amount]:
-    """What each journal segment says was spent, calls in doubt at their reservation."""
-    return {path.stem: SegmentReader(path).totals.amount for path in journal.glob("*.seg")}
+def spent_by_writer(root: Path) -> dict[str, Amount]:
+    """What the segments of each writer say was spent, calls in doubt at their reservation."""
+    return {writer: WriterReader(paths).totals.amount for writer, paths in segments_by_writer(root).items()}
 
 
-def cashier(caps: Caps, base: Amount, journal: Path) -> Any:
+def cashier(caps: Caps, base: Amount, journal: Journal) -> Any:
     """Start the actor."""
     import ray
 

@@ -62,7 +62,7 @@ def test_a_fault_of_one_kind(tmp_path: Path, fault: str) -> None:
     assert manifest.rows.accepted >= 110
 
 
-@pytest.mark.parametrize(("provider", "rows"), [("openai", 500), ("anthropic", 300)])
+@pytest.mark.parametrize(("provider", "rows"), [("openai", 300), ("anthropic", 120)])
 def test_all_faults_together(tmp_path: Path, provider: str, rows: int) -> None:
     mixed = ",".join(f"{fault}:0.05" for fault in ALONE)
     with teacher_server(*SERVER, "--faults", mixed) as teacher:

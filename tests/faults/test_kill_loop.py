@@ -20,9 +20,10 @@ from schemas.money import Amount, Usage, nano_usd
 from services.fanout.allowance import Allowance
 from services.fanout.sender import Sender, Stopped
 from services.journal.frame import Frame, Kind, encode
-from services.journal.index import JournalIndex, SegmentReader
+from services.journal.index import JournalIndex
 from services.journal.writer import JournalWriter
 from services.ledger.books import Account, Advance, Books, Caps
+from services.ledger.cashier import spent_by_writer
 from services.teachers.chat import Chat
 
 pytestmark = pytest.mark.slow
@@ -95,8 +96,7 @@ class Ledger:
     """Books that a restart rebuilds from the journal."""
 
     def __init__(self, name: str, journal: Path) -> None:
-        spent = {path.stem: SegmentReader(path).totals.amount for path in journal.glob("*.seg")}
-        self.name, self.books = name, Books.restored(Caps(LIMIT), spent)
+        self.name, self.books = name, Books.restored(Caps(LIMIT), spent_by_writer(journal))
 
     async def grant(self, report: Any) -> None:
         return None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -177,3 +178,22 @@ def test_a_stop_between_two_stages_ends_the_run(job: Write, jsonl: Write, tmp_pa
         said = run_it(spec, run)
         assert teacher.bill()["repeated"] == 0
     assert said.rows.accepted == 8
+
+
+def test_with_its_journal_on_an_object_store_a_run_survives_the_loss_of_a_worker_and_of_its_own_folder(
+    job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    kill, run = KillAt("Worker", 60), tmp_path / "run"
+    with teacher_server("--latency", "0.1", "--price", "1:1") as teacher:
+        paid = {**lane(teacher, limits={"concurrency": 12}), "free": False, "price": {"input": 1, "output": 1}}
+        sections = {"teachers": [paid], "budget": {"usd": 1.0}, "journal": f"file://{tmp_path / 'store'}"}
+        spec = job(questions(jsonl, 300), **sections)
+        said = run_it(spec, run, watch=kill)
+        bill = teacher.bill()
+        assert kill.killed and bill["repeated"] <= 12 and said.rows.accepted == 300
+        assert said.spend.usd >= bill["usd"]
+        assert len(list((tmp_path / "store").glob("*.seg"))) >= 2
+        shutil.rmtree(run)
+        again = run_it(spec, run)
+        assert teacher.bill()["calls"] == bill["calls"]
+    assert again.calls.reused == 300 and again.dataset.sha256 == said.dataset.sha256
