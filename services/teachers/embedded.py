@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import LimbeckError, SpecError
+from schemas.errors import SpecError
 
 SLOTS = 8  # sequences decoded together; 98 tokens/s on two cores with 8, against 31 with 1 (SmolLM2-135M, Q4_1)
 SLOT_TOKENS = 2048  # context of one slot
@@ -17,16 +17,6 @@ def require_server() -> None:
     """`SpecError` where llama.cpp is not installed."""
     if importlib.util.find_spec("xllamacpp") is None:
         raise SpecError("the embedded teacher needs the package xllamacpp", "pip install -c constraints.txt xllamacpp")
-
-
-def require_whole(weights: Path) -> None:
-    """`SpecError` for a .gguf file that was cut off or damaged: its tensors must lie within the file."""
-    import gguf
-
-    try:
-        gguf.GGUFReader(str(weights))
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError, UnicodeDecodeError):
-        raise SpecError(f"model {weights}: a damaged GGUF file", "is it whole? fetch it again") from None
 
 
 class LlamaServer:
@@ -49,7 +39,7 @@ class LlamaServer:
         try:
             self.server: Any = xllamacpp.Server(params)
         except RuntimeError:
-            raise LimbeckError(
+            raise SpecError(
                 f"llama.cpp cannot load {Path(weights).name}", "is it a whole .gguf file of a chat model?"
             ) from None
 

@@ -18,12 +18,8 @@ from services.teachers.credentials import credential_id
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 PRICE = {"input": 0.40, "output": 1.60}
 SERVER = ("--price", "0.40:1.60", "--latency", "0.02", "--hang", "60", "--words", "4:40")
-ALONE = ("429", "500", "503", "529", "400", "slow_down", "reset", "truncated", "hang", "html", "malformed", "refusal",
+FAULTS = ("429", "500", "503", "529", "400", "slow_down", "reset", "truncated", "hang", "html", "malformed", "refusal",
          "blank")  # fmt: skip
-REASONS = {
-    "400": "bad_request", "html": "malformed_answer", "malformed": "malformed_answer", "refusal": "refused",
-    "blank": "unparsable",
-}  # fmt: skip
 
 
 def spec(folder: Path, teacher: RunningTeacher, rows: int, provider: str = "openai", **sections: Any) -> JobSpec:
@@ -40,37 +36,21 @@ def spec(folder: Path, teacher: RunningTeacher, rows: int, provider: str = "open
     return JobSpec.model_validate(whole)
 
 
-def agree(manifest: Manifest, bill: dict[str, Any], rows: int, readable: bool) -> None:
-    """Rows, calls and dollars add up, on both sides. An answer whose usage cannot be read is booked at its most."""
-    assert manifest.rows.accepted + sum(manifest.rows.rejected.values()) == rows
-    assert bill["repeated_unexplained"] == 0
-    spent, in_doubt = round(manifest.spend.usd * 1e9), round(manifest.spend.in_doubt_usd * 1e9)
-    if readable:
-        assert -(-(spent - in_doubt) // 1000) == bill["answered_micro_usd"]
-    assert spent >= bill["usd"] * 1e9 - 0.5
-
-
-@pytest.mark.parametrize("fault", ALONE)
-def test_a_fault_of_one_kind(tmp_path: Path, fault: str) -> None:
-    with teacher_server(*SERVER, "--faults", f"{fault}:0.05") as teacher:
-        manifest = limbeck.run(spec(tmp_path, teacher, 150), tmp_path / "run", workers=1)
-        bill = teacher.bill()
-    agree(manifest, bill, 150, readable=fault not in ("html", "malformed"))
-    assert set(manifest.rows.rejected) <= {"unparsable", REASONS.get(fault, "unparsable")}
-    if fault in REASONS:
-        assert manifest.rows.rejected[REASONS[fault]] >= 1
-    assert manifest.rows.accepted >= 110
-
-
-@pytest.mark.parametrize(("provider", "rows"), [("openai", 300), ("anthropic", 120)])
-def test_all_faults_together(tmp_path: Path, provider: str, rows: int) -> None:
-    mixed = ",".join(f"{fault}:0.05" for fault in ALONE)
-    with teacher_server(*SERVER, "--faults", mixed) as teacher:
-        manifest = limbeck.run(spec(tmp_path, teacher, rows, provider), tmp_path / "run")
-        bill = teacher.bill()
-    agree(manifest, bill, rows, readable=False)
-    assert manifest.calls.retried > 0.1 * rows
-    assert manifest.rows.rejected["refused"] > 0.02 * rows
+def test_all_faults_together_on_two_lanes_of_two_dialects(tmp_path: Path) -> None:
+    mixed = ",".join(f"{fault}:0.05" for fault in FAULTS)
+    with teacher_server(*SERVER, "--faults", mixed) as one, teacher_server(*SERVER, "--faults", mixed) as two:
+        job = spec(tmp_path, one, 400)
+        second = spec(tmp_path, two, 400, "anthropic").teachers[0]
+        manifest = limbeck.run(job.model_copy(update={"teachers": [job.teachers[0], second]}), tmp_path / "run")
+        bills = [one.bill(), two.bill()]
+    assert manifest.rows.accepted + sum(manifest.rows.rejected.values()) == 400
+    assert {"bad_request", "malformed_answer", "refused", "unparsable"} >= set(manifest.rows.rejected)
+    assert manifest.rows.rejected["refused"] and manifest.rows.rejected["malformed_answer"]
+    assert manifest.calls.retried > 40
+    for bill in bills:
+        assert bill["calls"] > 50 and bill["repeated_unexplained"] == 0
+    # Answers whose usage cannot be read are booked at their most.
+    assert manifest.spend.usd >= sum(bill["usd"] for bill in bills) - 1e-9
 
 
 def test_no_quota_left_stops_the_lane_and_the_run_goes_on_when_there_is(tmp_path: Path) -> None:
@@ -123,12 +103,12 @@ def test_calls_and_tokens_can_be_capped_too(tmp_path: Path, cap: dict[str, int],
 
 
 def test_calls_that_fit_no_lane_that_is_left_end_the_run_instead_of_waiting_for_ever(tmp_path: Path) -> None:
-    with teacher_server(*SERVER) as teacher:
-        job = spec(tmp_path, teacher, 20)
-        gone = job.teachers[0].model_copy(update={"base_url": "http://127.0.0.1:9/v1"})
-        small = job.teachers[0].model_copy(update={"model": "small", "limits": Limits(tpm=50)})
-        with pytest.raises(LaneUnusable, match="unreachable"):
-            limbeck.run(job.model_copy(update={"teachers": [gone, small]}), tmp_path / "run")
+    with teacher_server("--status", "401") as closed, teacher_server(*SERVER) as teacher:
+        job = spec(tmp_path, closed, 20)
+        small = {"base_url": teacher.base_url, "model": "small", "limits": Limits(tpm=50)}
+        two = [job.teachers[0], job.teachers[0].model_copy(update=small)]
+        with pytest.raises(LaneUnusable, match="auth"):
+            limbeck.run(job.model_copy(update={"teachers": two}), tmp_path / "run")
         assert teacher.bill()["calls"] == 0
 
 
@@ -138,8 +118,7 @@ def test_a_limit_is_used_from_the_first_second_though_answers_take_long(tmp_path
         patient = job.teachers[0].model_copy(update={"limits": Limits(rpm=6000), "timeout_s": 30.0})
         limbeck.run(job.model_copy(update={"teachers": [patient]}), tmp_path / "run")
         bill = teacher.bill()
-    at_once = [second[1] for second in bill["seconds"]][:6]
-    assert sum(at_once) >= 250  # none has been answered yet; aiohttp's own pools would have let 200 out
+    assert bill["peak_in_flight"] > 250  # 600 at the most; aiohttp's own pools would have let 200 out
     assert bill["refused_total"] <= 5
 
 

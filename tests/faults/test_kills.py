@@ -24,9 +24,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 Write = Callable[..., Path]
 
 
-def run_it(spec: Path, out: Path, **options: Any) -> Manifest:
+def run_it(spec: Path, out: Path, *settings: str, **options: Any) -> Manifest:
     """`limbeck run`, on the Ray that the tests share."""
-    return api.run(load_job(spec, []), out, **options)
+    return api.run(load_job(spec, list(settings)), out, **options)
 
 
 def state(run: Path) -> str:
@@ -112,7 +112,8 @@ def test_ctrl_c_finishes_the_calls_in_flight_and_pays_for_none_twice(
 def test_ctrl_c_while_the_student_is_trained_is_an_interrupt_that_can_be_resumed(
     limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
-    spec = job(questions(jsonl, 60), train={"student": {"scratch": {}}, "epochs": 2_000})
+    small = {"scratch": {"layers": 1, "hidden": 32, "heads": 2, "vocab": 320}}
+    spec = job(questions(jsonl, 60), train={"student": small, "epochs": 2_000, "max_length": 128})
     run = tmp_path / "run"
     process = limbeck.start("run", spec, "--out", run)
     wait_until((run / ".work" / "train-progress.json").exists, process)
@@ -121,6 +122,11 @@ def test_ctrl_c_while_the_student_is_trained_is_an_interrupt_that_can_be_resumed
     assert process.returncode == 130, errors
     assert "interrupted while the student was trained" in errors
     assert state(run) == "interrupted"
+    said = run_it(spec, run, "train.epochs=8", "train.learning_rate=0.01")
+    assert said.calls.answered == 60 and said.state == "finished"
+    metrics = json.loads((run / "student" / "metrics.json").read_text())
+    assert metrics["loss_after"] < metrics["loss_before"]
+    assert "data:image/png;base64," in (run / "report.html").read_text()
 
 
 def test_a_worker_that_is_killed_is_replaced_and_the_run_goes_on(job: Write, jsonl: Write, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from teacher_server import teacher_server
 from typer.testing import CliRunner
 
 from limbeck.cli import app
-from schemas.weights import shipped_weights
 
 Write = Callable[..., Path]
 
@@ -125,17 +124,10 @@ def test_a_training_that_cannot_work_is_refused_before_a_teacher_is_paid(
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_that_were_cut_off_are_refused_for_a_teacher_and_for_a_student(
-    job: Write, questions: Path, tmp_path: Path
-) -> None:
-    if (whole := shipped_weights()) is None:
-        pytest.skip("no GGUF file is installed")
-    with whole.open("rb") as file:
-        (tmp_path / "cut.gguf").write_bytes(file.read(8 * 2**20))
-    cut = str(tmp_path / "cut.gguf")
-    teacher = {"teachers": [{"provider": "embedded", "model": cut}]}
-    for sections in (teacher, {"train": {"student": cut}}):
-        assert "damaged GGUF" in refused("run", job(questions, **sections), "--out", tmp_path / "run")
+def test_a_student_whose_weights_were_cut_off(job: Write, questions: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF" + bytes(100))
+    spec = job(questions, train={"student": str(tmp_path / "cut.gguf")})
+    assert "damaged GGUF" in refused("run", spec, "--out", tmp_path / "run")
 
 
 def test_a_model_that_does_not_write_text_is_no_student(job: Write, questions: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
 import pytest
@@ -37,14 +38,21 @@ def test_the_quickstart_has_seeds_enough() -> None:
 
 
 @pytest.mark.ray
-def test_the_job_of_the_readme_runs_against_any_compatible_server(limbeck: Limbeck, tmp_path: Path) -> None:
-    spec, run, key = readme_spec(tmp_path), tmp_path / "run", "sk-not-a-real-key"
-    with teacher_server("--price", "0.40:1.60") as teacher:
+def test_the_job_of_the_readme_runs_against_any_compatible_server_and_the_key_is_found_nowhere(
+    limbeck: Limbeck, tmp_path: Path
+) -> None:
+    spec, run, key = readme_spec(tmp_path), tmp_path / "run", "sk-canary-5f2e"
+    with teacher_server("--price", "0.40:1.60") as teacher, TemporaryDirectory(prefix="ray") as ray_place:
         there = f"teachers.0.base_url={teacher.base_url}"
         named = "teachers.0.api_key=env:OPENAI_API_KEY"  # which is understood only where the lane is OpenAI itself
-        done = limbeck("run", spec, "--out", run, "--set", there, "--set", named, OPENAI_API_KEY=key)
+        settings = ("--set", there, "--set", named)
+        # The folder's path is short, for Ray's sockets lie in it.
+        done = limbeck("run", spec, "--out", run, *settings, OPENAI_API_KEY=key, RAY_TMPDIR=ray_place)
         assert done.returncode == 0, done.stderr
         bill = teacher.bill()
+        logs = [path for path in Path(ray_place).rglob("*") if path.is_file() and not path.is_symlink()]
+        assert any(path.name.startswith("worker") for path in logs)
+        assert not [path for path in logs if key.encode() in path.read_bytes()]
     said = json.loads((run / "manifest.json").read_text())
     assert said["rows"]["accepted"] == 30 == bill["calls"]
     assert pq.read_table(run / "dataset").num_rows == 30

@@ -58,18 +58,3 @@ def test_an_encoder_decoder_learns_and_loads(command: Command, repeats: Path, tm
     assert (student / "curve.png").read_bytes()[:4] == b"\x89PNG"
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(student)
     assert model.config.vocab_size == len(transformers.AutoTokenizer.from_pretrained(student))
-
-
-def test_a_run_trains_its_student_and_shows_it_in_the_report(
-    command: Command, job: Callable[..., Path], questions: Path, tmp_path: Path
-) -> None:
-    student = {"scratch": {"layers": 1, "hidden": 32, "heads": 2, "vocab": 320}}
-    train = {"student": student, "epochs": 4, "batch_size": 4, "learning_rate": 0.01, "max_length": 128}
-    run = tmp_path / "run"
-    done = command("run", job(questions, train=train), "--out", run)
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads((run / "student" / "metrics.json").read_text())
-    assert metrics["loss_after"] < metrics["loss_before"]
-    assert "student loss" in done.stdout
-    assert "data:image/png;base64," in (run / "report.html").read_text()
-    assert json.loads((run / "manifest.json").read_text())["state"] == "finished"

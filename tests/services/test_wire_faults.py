@@ -1,0 +1,93 @@
+"""Each thing that can go wrong on the wire, alone, at five per cent: every call ends in the journal, none is paid for
+twice without need, and the books agree with the teacher's bill. Real sockets, one process, no Ray."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.call import Call, Message, Sampling, call_key
+from schemas.lane import Teacher
+from schemas.money import Amount, Price
+from services.fake_teacher.server import Behaviour, serve
+from services.fanout.allowance import Allowance
+from services.fanout.sender import Sender
+from services.journal.index import JournalIndex
+from services.journal.writer import JournalWriter
+from services.ledger.books import Account, Advance, Books, Caps
+from services.teachers.adapter import open_adapter
+
+pytestmark = pytest.mark.slow
+CALLS, WINDOW = 200, 32
+PRICE = Price(0.40, 1.60)
+FAILED = {"400": "bad_request"}  # ends as a failure; every other call is answered in the end
+UNREADABLE = ("html", "malformed")  # answers whose usage cannot be read are booked at their most
+FAULTS = ("429", "500", "503", "529", "400", "slow_down", "reset", "truncated", "hang", "html", "malformed", "refusal",
+          "blank")  # fmt: skip
+
+
+class OwnBooks:
+    """A run's money without an actor, and no governor."""
+
+    def __init__(self) -> None:
+        self.books = Books(Caps(10**12), Amount())
+
+    async def grant(self, report: Any) -> None:
+        return None
+
+    async def advance(self, account: Account, wanted: Amount, next_call: Amount) -> Advance:
+        return self.books.renew("w", account, wanted, next_call)
+
+
+def calls() -> list[Call]:
+    return [Call(str(i), (Message("user", f"What is thing {i}?"),), Sampling(0.0, 64, 0)) for i in range(CALLS)]
+
+
+async def against(behaviour: Behaviour, work: Callable[[str], Awaitable[None]]) -> dict[str, Any]:
+    """The bill of a teacher that served `work`, which is given its root URL."""
+    ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    stopped = asyncio.Event()
+    serving = asyncio.create_task(serve(behaviour, 0, ready.set_result, 120, stopped))
+    await work(f"http://127.0.0.1:{await ready}")
+    stopped.set()
+    return (await serving).shown()
+
+
+def lane(provider: str, root: str) -> Teacher:
+    price = {"input": PRICE.input, "output": PRICE.output}
+    base_url = root if provider == "anthropic" else f"{root}/v1"
+    return Teacher.model_validate(
+        {"provider": provider, "model": "m", "base_url": base_url, "price": price, "timeout_s": 1}
+    )
+
+
+async def see_through(folder: Path, teacher: Teacher) -> None:
+    allowance = Allowance("run", "w", {}, None, governed=False, banked=True, window=WINDOW)
+    adapter, journal = open_adapter(teacher), JournalWriter(folder, "000001-1-0000")
+    sender = Sender(teacher, adapter, journal, allowance, OwnBooks())
+    renewing = asyncio.create_task(sender.renew_leases())
+    await asyncio.gather(*(sender.run(call) for call in calls()))
+    sender.done()
+    await renewing
+    assert sender.end is None
+    await adapter.close()
+    journal.close()
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_one_kind(tmp_path: Path, fault: str, provider: str) -> None:
+    behaviour = Behaviour(latency_s=0.02, words=(4, 40), faults={fault: 0.05}, hang_s=60, price=PRICE)
+    bill = asyncio.run(against(behaviour, lambda root: see_through(tmp_path, lane(provider, root))))
+    index = JournalIndex(tmp_path)
+    keys = {call.row: call_key(f"{provider}/m", call.content()) for call in calls()}
+    ended = [index.failure(key) for key in keys.values() if key not in index]
+    assert all(frame is not None and frame.meta["kind"] == FAILED.get(fault) for frame in ended)
+    assert bool(ended) == (fault in FAILED)
+    assert bill["repeated_unexplained"] == 0 and bill["unique"] == len(index)
+    spent = index.totals.nano_usd
+    if fault not in UNREADABLE:
+        assert -(-(spent - index.totals.in_doubt_nano) // 1000) == bill["answered_micro_usd"]
+    assert spent >= bill["usd"] * 1e9 - 0.5
