@@ -40,6 +40,11 @@ def outlook(spec: JobSpec, found: Estimate) -> Table:
         )  # fmt: skip
         table.caption = f"budget.usd {budget:,.2f} {enough}"
         table.caption_justify = "left"
+    if found.too_dear:
+        shown = ", ".join(found.too_dear[:5]) + (" ..." if len(found.too_dear) > 5 else "")
+        dear = f"{len(found.too_dear):,} calls may cost more than the whole budget and will not be sent: {shown}"
+        table.caption = f"{table.caption or ''}\n{dear}".strip()
+        table.caption_justify = "left"
     return table
 
 

@@ -11,9 +11,9 @@ from pipelines import instruct
 from pipelines.harvest import RowPlan
 from pipelines.source import Row
 from schemas.call import Call
-from schemas.job import JobSpec
+from schemas.job import Budget, JobSpec
 from schemas.lane import Teacher
-from schemas.money import NANO, Usage
+from schemas.money import NANO, Usage, nano_usd
 from services.fanout.size import Demand, fits, worst_case
 
 FEWEST, MOST = 5.0, 3.0  # bytes a token
@@ -49,7 +49,8 @@ class Estimate:
     generated: int = 0
     calls: int = 0
     lanes: list[LaneEstimate] = field(default_factory=list)
-    too_large: list[str] = field(default_factory=list)
+    too_large: list[str] = field(default_factory=list)  # for every lane's limits
+    too_dear: list[str] = field(default_factory=list)  # at their most, for the whole budget
 
     @property
     def usd(self) -> Range:
@@ -89,12 +90,23 @@ def estimate(spec: JobSpec, plan: RowPlan) -> Estimate:
         if not takers:
             found.too_large.append(name)
             continue
+        if not any(affordable(call, spec.teachers[number], spec.budget) for number in takers):
+            found.too_dear.append(name)
         speeds = [calls_a_minute(spec.teachers[n], worst_case(call, spec.teachers[n])) for n in takers]
         for number, speed in zip(takers, speeds, strict=True):
             sums[number].add(call, times * speed / sum(speeds))
     found.lanes = [_lane(t, s) for t, s in zip(spec.teachers, sums, strict=True)]
     found.calls = round(sum(s.calls for s in sums))
     return found
+
+
+def affordable(call: Call, teacher: Teacher, budget: Budget | None) -> bool:
+    """Whether the whole budget covers the most that a call can cost; if not, it is never sent."""
+    money = worst_case(call, teacher).money
+    if budget is None:
+        return True
+    usd = budget.usd is None or money.nano_usd <= nano_usd(budget.usd)
+    return usd and (budget.tokens is None or money.tokens <= budget.tokens)
 
 
 def _calls(spec: JobSpec, plan: RowPlan, found: Estimate) -> Iterator[tuple[str, Call, float]]:
@@ -112,11 +124,8 @@ def _calls(spec: JobSpec, plan: RowPlan, found: Estimate) -> Iterator[tuple[str,
         return
     assert isinstance(plan, instruct.Responses)
     found.generated = asked.generate
-    pool = instruct.example_pool(spec.source, plan.duplicates, spec.sampling.seed)
-    rounds = -(-asked.generate // asked.per_call)
-    writing = instruct.Instructions(pool, asked, instruct.sampling_of(spec), 0, rounds)
-    for number in range(rounds):
-        yield f"call-{number:06d}", writing.call(number), 1.0
+    for call in instruct.first_round(spec, plan.duplicates).calls():
+        yield call.row, call, 1.0
     # An instruction that is yet to be written is taken to be like the last of the source.
     yield "written", Call("written", example.messages, example.sampling, sample=1), float(asked.generate)
 

@@ -75,6 +75,13 @@ class Instructions:
         return (self.call(number) for number in range(self.first, self.first + self.count))
 
 
+def first_round(spec: JobSpec, duplicates: frozenset[int]) -> Instructions:
+    """The calls that would write all that is wanted if each wrote what it is asked for."""
+    asked = spec.instruct or Instruct()
+    pool = example_pool(spec.source, duplicates, spec.sampling.seed)
+    return Instructions(pool, asked, sampling_of(spec), 0, -(-asked.generate // asked.per_call))
+
+
 def asking_for(count: int) -> str:
     """A request for `count` instructions. An earlier turn that answers it shows the form: a 135 M teacher follows
     that in 8 of 8 tries, and the same words in one turn in 1 of 3."""

@@ -126,9 +126,14 @@ class Run:
         if self.spec.source.on_error == "reject" or not limits or first is None:
             return
         demand = worst_case(first, self.spec.teachers[0])
-        if demand.input_tokens + demand.output_tokens + self._scan.longest // 4 <= min(limits):
+        wanted = self._instruct()
+        shown_bytes = self._scan.longest * (1 + (wanted.examples if wanted.generate else 0))
+        if demand.input_tokens + demand.output_tokens + shown_bytes // 4 <= min(limits):
             return  # not even the longest row with what this one has round it
         large = [row.id for row, call in sendable(self.plan()) if not any(fits(call, t) for t in self.spec.teachers)]
+        if self._instruct().generate:
+            writing = instruct.first_round(self.spec, self._scan.duplicates).calls()
+            large += [call.row for call in writing if not any(fits(call, t) for t in self.spec.teachers)]
         if large:
             shown = ", ".join(large[:3]) + (f" and {len(large) - 3} more" if len(large) > 3 else "")
             raise SpecError(

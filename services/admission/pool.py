@@ -113,6 +113,9 @@ class Pool:
     _short: float = 0.0
     _rich_since: Seconds | None = None
     _short_at: Seconds = float("-inf")
+    _turns: dict[str, int] = field(
+        default_factory=dict
+    )  # calls that ended, by worker and by run, while turns are taken
 
     def renew(self, report: Report, now: Seconds) -> Grant:
         """Take a report in and hand out what there is."""
@@ -135,6 +138,7 @@ class Pool:
     def forget(self, worker: str) -> None:
         """A worker is gone; what it held is counted as spent."""
         self._clients.pop(worker, None)
+        self._turns.pop(worker, None)
 
     def is_idle(self, now: Seconds, since_s: Seconds) -> bool:
         """Whether nobody has asked for `since_s` seconds."""
@@ -303,7 +307,23 @@ class Pool:
         if not me.asking:
             me.window = 0
             return 0
-        fair = math.ceil(self._window.size * self._asking(now, in_flight=True)[report.worker])
+        asking = self._asking(now, in_flight=True)
+        fair = math.ceil(self._window.size * asking[report.worker])
+        if self._window.size < len(asking):
+            fair = int(self._has_turn(report, asking))
         others = sum(c.window for c in self._alive(now) if c is not me)
-        me.window = max(report.in_flight, min(fair, self._window.size - others))
-        return me.window
+        granted = max(0, min(fair, self._window.size - others))
+        me.window = max(report.in_flight, granted)
+        return granted
+
+    def _has_turn(self, report: Report, asking: Mapping[str, float]) -> bool:
+        """Fewer calls in flight than workers: those go next whose run, and who themselves, have had the fewest."""
+        runs = {worker: self._clients[worker].run for worker in asking}
+        for name in (*runs, *runs.values()):
+            # A newcomer starts level with the one that has had the least, or it would have all turns for long.
+            known = [self._turns[n] for n in (runs if name in runs else runs.values()) if n in self._turns]
+            self._turns.setdefault(name, min(known, default=0))
+        self._turns[report.worker] += report.ended
+        self._turns[report.run] += report.ended
+        order = sorted(asking, key=lambda w: (self._turns[runs[w]], self._turns[w], w))
+        return report.worker in order[: self._window.size]

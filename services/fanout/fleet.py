@@ -257,10 +257,11 @@ def _get(ref: Any) -> Any:
 
     try:
         return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, LimbeckError):
+            raise error.cause from None
+        raise
     except ray.exceptions.RayActorError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, LimbeckError):
-            raise cause from None
         raise LimbeckError(
             f"the embedded teacher did not start: {str(error).strip().splitlines()[-1][:200]}",
             "check free memory (the weights and 1 GiB), then run again",

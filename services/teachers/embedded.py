@@ -23,29 +23,33 @@ class LlamaServer:
     """The server's life. As an actor it holds the cores that Ray assigned it, and dies with the run."""
 
     def __init__(self, weights: str, threads: int) -> None:
+        self._weights, self._threads = Path(weights), threads
+        self._server: Any = None
+
+    def start(self) -> str:
+        """Load the model and serve it; the base URL. `SpecError` where llama.cpp cannot load it."""
         import xllamacpp
 
         params = xllamacpp.CommonParams()
-        params.model.path = weights
-        params.model_alias = {Path(weights).stem}  # every answer names the model; without this, by its path
+        params.model.path = str(self._weights)
+        params.model_alias = {self._weights.stem}  # every answer names the model; without this, by its path
         params.hostnames = ["127.0.0.1"]
         params.port = 0
         params.n_parallel = SLOTS
         params.n_ctx = SLOTS * SLOT_TOKENS
         for cores in (params.cpuparams, params.cpuparams_batch):
-            cores.n_threads = threads
+            cores.n_threads = self._threads
             # Spinning threads fell from 67 to 7 tokens/s with every core also busy; polling 0 keeps 98.
             cores.poll = 0
         try:
-            self.server: Any = xllamacpp.Server(params)
+            self._server = xllamacpp.Server(params)  # returns when the model is loaded and the port is open
         except RuntimeError:
-            raise SpecError(
-                f"llama.cpp cannot load {Path(weights).name}", "is it a whole .gguf file of a chat model?"
-            ) from None
+            problem = f"llama.cpp cannot load {self._weights.name}"
+            raise SpecError(problem, "is it a whole .gguf file of a chat model?") from None
+        return f"{self._server.listening_address}/v1"
 
     def address(self) -> tuple[str, str]:
-        """(base URL, hex id of the node): the server listens on that node's loopback. It is up by now: its
-        constructor returns when the model is loaded and the port is open."""
+        """(base URL, hex id of the node), once it serves: it listens on that node's loopback."""
         import ray
 
-        return f"{self.server.listening_address}/v1", str(ray.get_runtime_context().get_node_id())
+        return self.start(), str(ray.get_runtime_context().get_node_id())

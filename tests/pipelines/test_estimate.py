@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from conftest import Limbeck
 
+from limbeck import run
 from limbeck.spec_file import load_job
+from schemas.errors import SpecError
 
 Write = Callable[..., Path]
 
@@ -53,6 +55,28 @@ def test_instructions_that_are_yet_to_be_written_are_counted(job: Write, jsonl: 
         instruct={"generate": 40, "per_call": 20},
     )  # fmt: skip
     assert planned(spec).calls == 12 + 2 + 40
+
+
+def test_calls_that_the_whole_budget_does_not_cover_are_named(job: Write, jsonl: Write, key: None) -> None:
+    rows = jsonl([{"id": "short", "input": "What?"}, {"id": "long", "input": "What is " + "this and " * 3_000 + "?"}])
+    lane = {"provider": "openai", "model": "gpt-4.1-mini"}
+    assert planned(job(rows, teachers=[lane], budget={"usd": 0.005})).too_dear == ["long"]
+    assert planned(job(rows, teachers=[lane], budget={"usd": 0.05})).too_dear == []
+
+
+def test_a_call_that_writes_instructions_and_fits_no_lane_is_named_before_anything_is_paid(
+    job: Write, jsonl: Write
+) -> None:
+    seeds = jsonl([{"id": i, "instruction": f"Do useful thing {i}. " + "At length. " * 40} for i in range(6)])
+    lane = {"provider": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "free": True}
+    spec = job(
+        seeds, pipeline="instruct", source={"path": str(seeds), "fields": {"id": "id", "input": "instruction"}},
+        teachers=[{**lane, "limits": {"tpm": 500}}], instruct={"generate": 4, "per_call": 4},
+    )  # fmt: skip
+    assert planned(spec).too_large == ["call-000000"]
+    with pytest.raises(SpecError, match=r"too large for every lane.*call-000000"):
+        run(load_job(spec, []), seeds.parent / "run")
+    assert not (seeds.parent / "run").exists()
 
 
 def test_plan_prints_a_table_or_json_and_spends_nothing(limbeck: Limbeck, job: Write, questions: Path) -> None:

@@ -30,9 +30,10 @@ def unequal(rng: random.Random) -> int:
 
 
 def simulated(
-    provider: Provider, workers: dict[str, str], limits: dict[str, float], max_tokens: int = 200
-) -> Simulation:
-    simulation = Simulation(provider, workers, limits, demand(max_tokens), unequal)
+    provider: Provider, workers: dict[str, str], limits: dict[str, float], max_tokens: int = 200,
+    concurrency: int | None = None,
+) -> Simulation:  # fmt: skip
+    simulation = Simulation(provider, workers, limits, demand(max_tokens), unequal, concurrency)
     simulation.run(MEASURED[1])
     return simulation
 
@@ -72,6 +73,16 @@ def test_two_runs_on_one_account_get_half_each() -> None:
     simulation = simulated(Provider({"requests": 6000}), TWO_RUNS, {"requests": 6000})
     first, second = (sum(n for w, n in simulation.sent.items() if TWO_RUNS[w] == run) for run in ("first", "second"))
     assert abs(first - second) <= 0.1 * first
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_two_runs_take_turns_where_there_are_fewer_calls_in_flight_than_workers(slots: int) -> None:
+    provider = Provider({}, headers=False, in_flight_limit=slots)
+    simulation = simulated(provider, TWO_RUNS, {}, concurrency=slots)
+    first, second = (sum(n for w, n in simulation.sent.items() if TWO_RUNS[w] == run) for run in ("first", "second"))
+    assert abs(first - second) <= 0.15 * first
+    assert provider.refused == 0
+    assert first + second >= 0.6 * slots * MEASURED[1] / provider.latency_s  # a turn changes with a renewal
 
 
 def test_a_limit_that_nobody_named_is_learned_from_the_headers_at_once() -> None:

@@ -26,7 +26,7 @@ import sys
 from schemas.weights import SMOLLM2, gguf_weights
 from services.teachers.embedded import LlamaServer
 server = LlamaServer(str(gguf_weights(SMOLLM2)), threads=2)
-print(server.server.listening_address, flush=True)
+print(server.start().removesuffix("/v1"), flush=True)
 sys.stdin.read()  # until the test lets go
 """
 
