@@ -40,8 +40,9 @@ def test_all_faults_together_on_two_lanes_of_two_dialects(tmp_path: Path) -> Non
     mixed = ",".join(f"{fault}:0.03" for fault in FAULTS)
     with teacher_server(*SERVER, "--faults", mixed) as one, teacher_server(*SERVER, "--faults", mixed) as two:
         job = spec(tmp_path, one, 400)
-        second = spec(tmp_path, two, 400, "anthropic").teachers[0]
-        manifest = limbeck.run(job.model_copy(update={"teachers": [job.teachers[0], second]}), tmp_path / "run")
+        both = [job.teachers[0], spec(tmp_path, two, 400, "anthropic").teachers[0]]
+        paced = [lane.model_copy(update={"limits": Limits(rpm=2400)}) for lane in both]  # so that neither does it all
+        manifest = limbeck.run(job.model_copy(update={"teachers": paced}), tmp_path / "run")
         bills = [one.bill(), two.bill()]
     assert manifest.rows.accepted + sum(manifest.rows.rejected.values()) == 400
     ends = {"bad_request", "malformed_answer", "refused", "unparsable", "in_doubt", "timeout"}
