@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help install demo test test-fast check format bench clean
+.PHONY: help install demo test test-fast check format bench peers clean
 
 help:
 	@echo "make demo       a teacher writes a dataset, a student learns it: no key, no GPU, about 5 minutes"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-fast  tests that need no Ray, about a minute"
 	@echo "make check      format, lint, types"
 	@echo "make bench      the numbers of the README"
+	@echo "make peers      install the tools that make bench compares with, each in a venv of its own"
 
 install: $(INSTALLED)
 
@@ -46,6 +47,12 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/memory.py --demo
 	$(BIN)/python benchmarks/fanout.py
 	$(BIN)/python benchmarks/drill.py
+
+peers: $(INSTALLED)
+	for name in curator data_designer distilabel; do \
+		$(PYTHON) -m venv benchmarks/peers/.venvs/$$name && \
+		benchmarks/peers/.venvs/$$name/bin/pip install --quiet --disable-pip-version-check -r benchmarks/peers/$$name.txt || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -4,8 +4,8 @@
 
 `cost`: CPU a call over all of Limbeck's processes (journal, validation and publishing included) as the slope between
 two sizes of job, and calls a second at 200 ms latency and 200 in flight, where 1,000 is the ceiling; beside it, in the
-same rounds, the provider's package in one bare asyncio process. `limits`: the share of a request and of a token limit
-that is used from the fifth second on, and the share of calls that are refused.
+same rounds, the provider's package in one bare asyncio process, and the peers that `make peers` installed. `limits`:
+the share of a request and of a token limit that is used from the fifth second on, and of calls that are refused.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,11 +28,13 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks" / "peers")]
+from installed import installed  # noqa: E402
 from teacher_server import RunningTeacher, teacher_server  # noqa: E402
 
 LIMBECK = [sys.executable, "-m", "limbeck.cli"]
 SMALL, LARGE = 500, 4_500
+PEER_SMALL, PEER_LARGE = 200, 1_000  # they take several times as long
 IN_FLIGHT, LATENCY = 200, 0.2
 PRICE = {"input": 0.40, "output": 1.60}
 SERVER = ["--latency", str(LATENCY), "--price", "0.40:1.60"]
@@ -98,28 +101,59 @@ def run_bare(count: int) -> tuple[float, float]:
     return tree.cpu_s, count / (bill["last_at"] + LATENCY - bill["first_at"])
 
 
+def run_peer(command: list[str], folder: Path, count: int, rpm: int = 0) -> tuple[float, dict[str, Any]]:
+    """(CPU seconds, the teacher's bill) of a peer on the same rows."""
+    limits = ["--rpm", str(rpm)] if rpm else []
+    with teacher_server(*SERVER, *limits) as teacher, tempfile.TemporaryDirectory(dir=folder) as out:
+        arguments = [teacher.base_url, str(rows(folder, count)), out, str(IN_FLIGHT), str(rpm)]
+        with measured([*command, *arguments], cwd=out, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as (
+            process, tree,
+        ):  # fmt: skip
+            process.wait()
+        assert process.returncode == 0, command
+        return tree.cpu_s, teacher.bill()
+
+
+def speed(bill: dict[str, Any]) -> float:
+    """Calls a second from the first to the last."""
+    return float(bill["calls"] / (bill["last_at"] + LATENCY - bill["first_at"]))
+
+
+class Costs:
+    """CPU a call and calls a second, round by round, by who."""
+
+    def __init__(self) -> None:
+        self.slopes: dict[str, list[float]] = defaultdict(list)
+        self.speeds: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, who: str, cpu_s: float, calls: int, calls_a_second: float) -> None:
+        self.slopes[who].append(cpu_s / calls * 1000)
+        self.speeds[who].append(calls_a_second)
+        print(f"{who}: {self.slopes[who][-1]:.2f} ms, {calls_a_second:.0f}/s", file=sys.stderr, flush=True)
+
+
 def cost(folder: Path, repeats: int) -> Table:
-    slopes: dict[str, list[float]] = {"limbeck": [], "bare": []}
-    speeds: dict[str, list[float]] = {"limbeck": [], "bare": []}
-    parts: list[dict[str, float]] = []
+    found, parts = Costs(), []
     for number in range(repeats):
         small, _, before = run_job(folder, SMALL, number)
-        large, speed, after = run_job(folder, LARGE, number)
-        slopes["limbeck"].append((large - small) / (LARGE - SMALL) * 1000)
-        speeds["limbeck"].append(speed)
+        large, calls_a_second, after = run_job(folder, LARGE, number)
+        found.add("limbeck", large - small, LARGE - SMALL, calls_a_second)
         parts.append({name: (after[name] - before.get(name, 0.0)) / (LARGE - SMALL) * 1000 for name in after})
         bare_small, _ = run_bare(SMALL)
         bare_large, bare_speed = run_bare(LARGE)
-        slopes["bare"].append((bare_large - bare_small) / (LARGE - SMALL) * 1000)
-        speeds["bare"].append(bare_speed)
-        print(f"round {number}: {slopes['limbeck'][-1]:.2f} ms, {speed:.0f}/s; "
-              f"bare {slopes['bare'][-1]:.2f} ms, {bare_speed:.0f}/s", file=sys.stderr, flush=True)  # fmt: skip
-    table = Table("", "CPU ms a call", "calls/s", title=f"median of {repeats}, {SMALL} to {LARGE} calls")
-    for who in ("limbeck", "bare"):
-        table.add_row(who, f"{statistics.median(slopes[who]):.2f}", f"{statistics.median(speeds[who]):.0f}")
+        found.add("bare client", bare_large - bare_small, LARGE - SMALL, bare_speed)
+        for name, command in installed().items():
+            peer_small, _ = run_peer(command, folder, PEER_SMALL)
+            peer_large, bill = run_peer(command, folder, PEER_LARGE)
+            found.add(name, peer_large - peer_small, PEER_LARGE - PEER_SMALL, speed(bill))
+    table = Table("", "CPU ms a call", "calls/s", "CPU against Limbeck's", title=f"median of {repeats}")
+    ours = statistics.median(found.slopes["limbeck"])
+    for who in found.slopes:
+        slope = statistics.median(found.slopes[who])
+        table.add_row(who, f"{slope:.2f}", f"{statistics.median(found.speeds[who]):.0f}", f"{slope / ours:.1f} x")
     names = sorted({n for p in parts for n in p}, key=lambda n: -statistics.median(p.get(n, 0.0) for p in parts))
     for name in names[:7]:
-        table.add_row(f"  {name}", f"{statistics.median(p.get(name, 0.0) for p in parts):.2f}", "")
+        table.add_row(f"  of it {name}", f"{statistics.median(p.get(name, 0.0) for p in parts):.2f}", "", "")
     return table
 
 
@@ -148,6 +182,7 @@ def limits(folder: Path, seconds: int) -> Table:
     cases = [
         ("6,000 requests a minute", {"rpm": 6000}, ["--rpm", "6000"], 2, 6000, 1),
         ("6,000 requests a minute", {"rpm": 6000}, ["--rpm", "6000"], 4, 6000, 1),
+        ("6,000 requests, answers after 4 s", {"rpm": 6000}, ["--rpm", "6000", "--latency", "4"], 2, 6000, 1),
         ("600,000 tokens, unequal", {"tpm": 600_000}, ["--tpm", "600000", "--words", "4:60"], 2, 600_000, 2),
         ("600,000 tokens, unequal", {"tpm": 600_000}, ["--tpm", "600000", "--words", "4:60"], 4, 600_000, 2),
         ("600,000, as used", {"tpm": 600_000}, ["--tpm", "600000", "--words", "4:60", "--charge", "actual"], 2,
@@ -163,6 +198,10 @@ def limits(folder: Path, seconds: int) -> Table:
             share, refused = used(teacher.bill(), limit, column)
         table.add_row(name, str(workers), f"{share:.1%}", f"{refused:.2%}")
         print(f"{name}, {workers} workers: {share:.1%} used, {refused:.2%} refused", file=sys.stderr, flush=True)
+    for name, command in installed().items():
+        _, bill = run_peer(command, folder, 100 * seconds, rpm=6000)
+        share, refused = used(bill, 6000, 1)
+        table.add_row(f"6,000 requests a minute: {name}", "1", f"{share:.1%}", f"{refused:.2%}")
     share, refused, halves = two_runs(folder, seconds)
     table.add_row("6,000 requests, two runs", "2 + 2", f"{share:.1%} ({halves})", f"{refused:.2%}")
     return table

@@ -1,5 +1,6 @@
 """Bespoke Curator on the bench's rows: `python curator_run.py BASE_URL ROWS OUT IN_FLIGHT RPM` (0: no limit)."""
 
+import importlib.util
 import json
 import os
 import sys
@@ -9,6 +10,11 @@ from typing import Any
 base_url, rows, out, in_flight, rpm = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:6])
 quiet = {"TELEMETRY_ENABLED": "0", "CURATOR_DISABLE_RICH_DISPLAY": "1", "HF_HUB_OFFLINE": "1", "CURATOR_VIEWER": "0"}
 os.environ.update(quiet, HF_HOME=str(out / "hf"), OPENAI_API_KEY="none")
+
+# Its token counter fetches an encoding from the net; litellm, which it depends on, brings the file along.
+package = importlib.util.find_spec("litellm")
+if package is not None and package.origin is not None:
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(Path(package.origin).parent / "litellm_core_utils" / "tokenizers")
 
 from bespokelabs import curator  # noqa: E402
 from datasets import Dataset  # noqa: E402
