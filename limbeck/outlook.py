@@ -38,7 +38,7 @@ def outlook(spec: JobSpec, found: Estimate) -> Table:
         enough = "covers the most it can cost" if budget >= found.usd.high else (
             "may stop the run" if budget >= found.usd.low else "will stop the run"
         )  # fmt: skip
-        table.caption = f"budget.usd {budget:,.2f} {enough}"
+        table.caption = f"budget.usd {budget:,.10g} {enough}"
         table.caption_justify = "left"
     if found.too_dear:
         shown = ", ".join(found.too_dear[:5]) + (" ..." if len(found.too_dear) > 5 else "")
