@@ -22,7 +22,7 @@ from fanout import LIMBECK, ROOT, RunningTeacher, teacher_server, write_job
 from rich.console import Console
 from rich.table import Table
 
-IN_FLIGHT = 20
+IN_FLIGHT, LATENCY = 20, 0.4  # seconds: long enough that a kill finds calls in flight
 
 
 def start(spec: Path, out: Path) -> "subprocess.Popen[bytes]":
@@ -31,33 +31,34 @@ def start(spec: Path, out: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **silent)
 
 
-def killed_at(teacher: RunningTeacher, spec: Path, out: Path, calls: int) -> bool:
-    """Run until the teacher has answered `calls`, then kill; False where the run was over before."""
+def killed_at(teacher: RunningTeacher, spec: Path, out: Path, calls: int) -> int | None:
+    """Run until the teacher has answered `calls`, then kill; its answers by then, None where the run was over."""
     process = start(spec, out)
-    while teacher.bill()["calls"] < calls:
+    while (now := teacher.bill()["calls"]) < calls:
         if process.poll() is not None:
-            return False
+            return None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    return True
+    return int(now)
 
 
 def drill(folder: Path, number: int, rows: int, kills: int) -> dict[str, Any]:
     rng = random.Random(number)
-    with teacher_server("--latency", "0.1", "--price", "0.40:1.60", "--seed", str(number)) as teacher:
+    with teacher_server("--latency", str(LATENCY), "--price", "0.40:1.60", "--seed", str(number)) as teacher:
         spec = write_job(folder, teacher, rows, {"concurrency": IN_FLIGHT}, "drill")
         out = folder / f"drill-{number}"
-        moments = sorted(rng.randint(1, rows - 1) for _ in range(kills))
-        done = sum(killed_at(teacher, spec, out, moment) for moment in moments)
+        moments = sorted(rng.randint(1, rows - 2 * IN_FLIGHT) for _ in range(kills))
+        found = [killed_at(teacher, spec, out, moment) for moment in moments]
+        at = [calls for calls in found if calls is not None]
         assert start(spec, out).wait() == 0
         bill = teacher.bill()
     said = json.loads((out / "manifest.json").read_text())
     kept = said["rows"]["accepted"] + sum(said["rows"]["rejected"].values())
     assert kept == rows == bill["unique"], (kept, bill["unique"])
-    assert bill["repeated"] <= done * IN_FLIGHT, bill["repeated"]
+    assert bill["repeated"] <= len(at) * IN_FLIGHT, bill["repeated"]
     assert said["spend"]["usd"] >= bill["usd"] - 1e-12, (said["spend"], bill["usd"])
-    return {"kills": done, "repeated": bill["repeated"], "usd": said["spend"]["usd"], "bill": bill["usd"]}
+    return {"kills": len(at), "at": at, "repeated": bill["repeated"], "usd": said["spend"]["usd"], "bill": bill["usd"]}
 
 
 def main() -> None:
