@@ -201,6 +201,8 @@ def replay(
 ) -> None:
     """Parse, validate and curate a run's paid answers again under a changed spec. Pays nothing.
 
+    The published dataset is replaced by what comes of it.
+
     For a changed parser, check or curation step. Where the prompt changed too, rows without an answer are rejected as
     `unanswered`, and `limbeck run` with the same spec asks for them.
     """
@@ -215,6 +217,8 @@ def replay(
         from limbeck.progress import summary
 
         manifest = jobs.replay(spec, lasting(run_directory))
+        for line in (*manifest.notes, *manifest.warnings):
+            print(f"note: {line}", file=sys.stderr)
         Console(width=max(80, Console().width)).print(summary(manifest, None, run_directory))
 
     guarded(work, debug)

@@ -18,6 +18,7 @@ from schemas.student import TrainingData, TrainingSpec
 from services import cluster
 
 TRAINED = "trained_on.json"
+FEW_STEPS = 10  # of which a student can have learned little
 
 
 def run(
@@ -35,10 +36,12 @@ def run(
     directory = RunDirectory(Path(out))
     this = Run(spec, directory, workers, watch, stopping)
     with refused_as_spec():
-        this.check()
+        this.check(student=0 if spec.train is None else _student_bytes(spec.train))
         if spec.train is not None:
-            _check_training(spec.train, spec.pipeline)
+            _check_training(spec.train, spec.pipeline, this.most_rows)
     if this.is_finished and (spec.train is None or _is_trained(this, spec.train)):
+        this.manifest.notes.append("this run had finished before: nothing was asked, and nothing was changed")
+        watch(this.manifest)
         return this.manifest
     cluster.check_address(address)
     with this.stage("ray"):
@@ -98,11 +101,17 @@ def plan(spec: JobSpec) -> Estimate:
         with refused_as_spec():
             this.check(sizes=False)
             if spec.train is not None:
-                _check_training(spec.train, spec.pipeline)
+                _check_training(spec.train, spec.pipeline, this.most_rows)
             return estimate(spec, this.plan())
 
 
-def _check_training(spec: TrainingSpec, pipeline: str) -> None:
+def _student_bytes(spec: TrainingSpec) -> int:
+    from training.students import bytes_on_disk
+
+    return bytes_on_disk(spec.student)
+
+
+def _check_training(spec: TrainingSpec, pipeline: str, rows: int) -> None:
     """What of the training can be wrong before anything is paid for."""
     from training.data import check_columns, check_data
     from training.students import check_student
@@ -111,7 +120,10 @@ def _check_training(spec: TrainingSpec, pipeline: str) -> None:
     data = spec.data or TrainingData()
     if data.path is not None or data.run is not None:
         check_data(data)
-    elif data.fields:
+        return
+    if rows < 2:
+        raise SpecError(f"train: {rows} rows", "a student needs at least one to learn and one held out")
+    if data.fields:
         check_columns(SCHEMAS[pipeline].names, data)
 
 
@@ -138,10 +150,12 @@ def _train_stage(this: Run, spec: TrainingSpec) -> None:
     if data.path is None and data.run is None:
         data = data.model_copy(update={"run": str(this.directory.root)})
     with this.stage("train"):
-        train(
+        metrics = train(
             spec.model_copy(update={"data": data}), this.directory.root,
             watch=lambda _: this.watch(this.manifest), stopping=this.stopping,
         )  # fmt: skip
+    if metrics["steps"] < FEW_STEPS:
+        this.warn(f"the student took {metrics['steps']} steps: train.epochs, or a smaller batch_size, gives it more")
     replace_text(this.directory.student / TRAINED, json.dumps(_trained_on(this, spec), indent=2) + "\n")
 
 

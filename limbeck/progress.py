@@ -98,10 +98,10 @@ def summary(manifest: Manifest, metrics: dict[str, Any] | None, out: Path) -> Ta
     """The table that ends a run."""
     table = Table(title=f"{manifest.name}: {manifest.state}", title_justify="left", show_header=False, min_width=46)
     rows, spend = manifest.rows, manifest.spend
-    table.add_row("rows in", f"{rows.source:,}" + (f" + {rows.generated:,} written" if rows.generated else ""))
+    table.add_row("rows in", f"{rows.source:,}" + (f" + {rows.written:,} written" if rows.written else ""))
     table.add_row("accepted", f"{rows.accepted:,}")
     for reason, count in rows.rejected.items():
-        table.add_row(f"rejected: {reason}", f"{count:,}")
+        table.add_row(f"rejected: {reason}", f"{count:,}{' calls' if reason == 'no_instruction' else ''}")
     table.add_row("calls", f"{manifest.calls.answered:,} answered, {manifest.calls.reused:,} reused")
     if manifest.calls.per_second:
         table.add_row("calls/s", f"{manifest.calls.per_second:.2f}")

@@ -42,7 +42,7 @@ def funnel(manifest: Manifest) -> list[Bar]:
     whole = manifest.rows.source + manifest.rows.generated
     steps = [("source rows", manifest.rows.source)]
     if manifest.rows.generated:
-        steps.append(("written by the teacher", manifest.rows.generated))
+        steps.append(("written by the teacher", manifest.rows.written))
     steps += sorted(((f"rejected: {r}", n) for r, n in manifest.rows.rejected.items()), key=lambda s: -s[1])
     steps.append(("accepted", manifest.rows.accepted))
     return [Bar(label, count, count / max(1, whole)) for label, count in steps]

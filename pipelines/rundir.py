@@ -52,26 +52,33 @@ class RunDirectory:
                     + (f" and {len(changed) - 3} more" if len(changed) > 3 else ""),
                     "choose another --out; nothing was touched",
                 )
-        elif self.root.exists() and any(self.root.iterdir()):
+        elif self.root.exists() and not self.is_run and any(self.root.iterdir()):
             raise SpecError(f"{self.root} is not empty and not a run directory", "choose another --out")
 
     def earlier(self) -> JobSpec | None:
         """The spec of the last start, None before the first."""
-        return _loaded(self.spec_file) if self.spec_file.exists() else None
+        return _loaded(self.spec_file) if self.is_run and self.spec_file.exists() else None
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder was made by a run: somebody's own folder may well hold a job.yaml."""
+        return (self.root / ".lock").exists() or (self.manifest_file.exists() and self.journal.exists())
 
     def changes(self, spec: JobSpec) -> list[str]:
         """What of the data `spec` revises, against the last start."""
         earlier = self.earlier()
         return [] if earlier is None else differences(revisable_part(earlier), revisable_part(spec))
 
-    def require_space(self, rows: int, free: Callable[[Path], int] | None = None) -> None:
-        """`SpecError` if the disk cannot hold a run of `rows` rows. `free` gives the free bytes at a path."""
+    def require_space(self, rows: int, student: int = 0, free: Callable[[Path], int] | None = None) -> None:
+        """`SpecError` if the disk cannot hold a run of `rows` rows and a student of `student` bytes. `free` gives the
+        free bytes at a path."""
         place = next(p for p in (self.root, *self.root.parents) if p.exists())
         left = (free or (lambda path: shutil.disk_usage(path).free))(place)
-        needed = BYTES_A_RUN + rows * BYTES_A_ROW
+        needed = BYTES_A_RUN + rows * BYTES_A_ROW + student
         if left < needed:
             raise SpecError(
-                f"no free disk: {place} has {left / 2**20:.0f} MiB, {rows} rows may need {needed / 2**20:.0f} MiB",
+                f"no free disk: {place} has {left / 2**20:.0f} MiB, {rows} rows"
+                + f"{' and a student' if student else ''} may need {needed / 2**20:.0f} MiB",
                 "free some space, or choose --out on another disk",
             )
 

@@ -74,8 +74,9 @@ class Run:
     _saved: float = field(init=False, default=0.0)
     _sending_s: float = field(init=False, default=0.0)
 
-    def check(self, sizes: bool = True) -> None:
-        """Everything that can be wrong before the first call. Touches nothing; raises `SpecError`."""
+    def check(self, sizes: bool = True, student: int = 0) -> None:
+        """Everything that can be wrong before the first call. Touches nothing; raises `SpecError`. `student`: bytes on
+        disk of the student that is to be trained."""
         self.directory.check(self.spec)
         self.journal.check()
         self._earlier, self._changes = self.directory.earlier(), self.directory.changes(self.spec)
@@ -95,17 +96,22 @@ class Run:
             instruct.check_pool(pool, wanted)
         if sizes:
             self._check_sizes()
-        self.directory.require_space(self._scan.rows + self._instruct().generate)
+        self.directory.require_space(self.most_rows, student)
         self.manifest = self.directory.manifest() or Manifest(name=self.spec.name, pipeline=self.spec.pipeline)
         self._same_source = self.manifest.source_digest == self._scan.digest
         self.manifest.rows.source, self.manifest.source_digest = self._scan.rows, self._scan.digest
-        self.manifest.notes = []
+        self.manifest.notes = self._moved_servers()
         self.manifest.seconds["scan"] = round(time.monotonic() - started, 3)
 
     @property
     def journal(self) -> Journal:
         """Where this run's paid answers are."""
         return Journal(self.directory.journal, self.spec.journal)
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that the dataset can have at most."""
+        return self._scan.good + self._instruct().generate
 
     @property
     def is_finished(self) -> bool:
@@ -118,6 +124,16 @@ class Run:
 
     def _instruct(self) -> Instruct:
         return self.spec.instruct or Instruct()
+
+    def _moved_servers(self) -> list[str]:
+        """Lanes whose answers so far came from another server: a rehearsal's must not pass for the real ones."""
+        before = {} if self._earlier is None else {t.name: t.base_url for t in self._earlier.teachers}
+        moved = [t for t in self.spec.teachers if before.get(t.name, t.base_url) != t.base_url]
+        return [
+            f"answers of {t.name} that came from {before[t.name] or 'the provider'} are kept; "
+            f"choose another --out to ask {t.base_url or 'the provider'} for all of them"
+            for t in moved
+        ]
 
     def _check_sizes(self) -> None:
         """`SpecError` for rows that no lane's limits can ever let through, unless rows may be rejected."""
@@ -163,9 +179,10 @@ class Run:
             plan = self._fan_out()
         except (BudgetExhausted, LaneUnusable) as stop:
             self.fail(stop)
-            if self.manifest.calls.answered or self.manifest.calls.failed:
-                self._publish(self._partial_plan(), self._too_large)
-            raise
+            if not self.manifest.calls.answered and not self.manifest.calls.failed:
+                raise
+            left = self._publish(self._partial_plan(), self._too_large)
+            raise type(stop)(f"{stop.message}; {left:,} rows are left", stop.hint) from None
         except LimbeckError as error:
             self.fail(error)
             raise
@@ -177,6 +194,11 @@ class Run:
         """Parse, validate, curate and publish what the journal holds under this spec. Pays nothing."""
         self._open_books()
         self._publish(self._partial_plan(), self._unanswered)
+        if unanswered := self.manifest.rows.rejected.get("unanswered"):
+            self.manifest.notes = [
+                f"{unanswered:,} rows have no answer to this prompt in the journal and are now rejected as unanswered; "
+                "limbeck run with the same spec asks for them"
+            ]
         return self.manifest
 
     def _too_large(self, row: Row, call: Call) -> Rejection | None:
@@ -192,7 +214,7 @@ class Run:
         with self._answers() as answers:
             written = self._all_written(answers)
             now, before = self._plan_of(self.spec, written), self._plan_of(earlier, written)
-            self.manifest.notes = [reuse(now, before, self._changes, answers).line]
+            self.manifest.notes.append(reuse(now, before, self._changes, answers).line)
         self.directory.save(self.manifest)
         self.watch(self.manifest)
 
@@ -371,10 +393,11 @@ class Run:
             input_tokens=totals.input_tokens, output_tokens=totals.output_tokens,
         )  # fmt: skip
 
-    def _instruction_rejections(self, plan: RowPlan, answers: Answers, rejected: Rejections) -> int:
-        """Reject calls that brought no instruction and instructions beyond those wanted; all that were written."""
+    def _instruction_rejections(self, plan: RowPlan, answers: Answers, rejected: Rejections) -> tuple[int, int]:
+        """Reject calls that brought no instruction and instructions beyond those wanted; (both, and all that were
+        written)."""
         if not isinstance(plan, instruct.Responses) or not self._instruct().generate:
-            return 0
+            return 0, 0
         wanted, total, candidates = self._instruct().generate, 0, 0
         for round_plan in self._rounds(self._instruct()):
             written, empty = self._written(round_plan, answers)
@@ -383,18 +406,19 @@ class Run:
             for item in written[max(0, wanted - total) :]:
                 rejected.add(Rejection(item.id, "instructions", "surplus", f"{wanted} were wanted", item.text))
             total += len(written)
-            candidates += len(written)
+            candidates += len(written) + len(empty)
         if total < wanted:
-            self._warn(f"the teacher wrote {total} instructions where {wanted} were wanted")
-        return candidates
+            self.warn(f"the teacher wrote {total} instructions where {wanted} were wanted")
+        return candidates, total
 
-    def _warn(self, line: str) -> None:
+    def warn(self, line: str) -> None:
+        """Something the user should know, though the run goes on."""
         if line not in self.manifest.warnings:
             self.manifest.warnings.append(line)
 
-    def _tally(self, published: Published, rejected: Rejections, generated: int) -> None:
+    def _tally(self, published: Published, rejected: Rejections, generated: tuple[int, int]) -> None:
         self.manifest.rows.accepted = published.rows
-        self.manifest.rows.generated = generated
+        self.manifest.rows.generated, self.manifest.rows.written = generated
         self.manifest.rows.rejected = dict(sorted(rejected.reasons.items()))
         self.manifest.dataset.rows = published.rows
         self.manifest.dataset.sha256 = published.sha256

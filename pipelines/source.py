@@ -8,6 +8,7 @@ import glob
 import gzip
 import hashlib
 import json
+import math
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping
@@ -18,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from schemas.errors import SpecError
+from schemas.hub import require_hub
 from schemas.job import Source
 
 csv.field_size_limit(64 * 2**20)
+MOST_CHOICES = 26  # they are shown as (a) to (z)
 TOO_MANY_CELLS = "too many cells"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
@@ -131,6 +134,7 @@ def _hugging_face(name: str) -> Iterator[tuple[str, Any]]:
     import datasets
 
     dataset, _, split = name.partition(":")
+    require_hub(f"source missing: hf:{name}")
     try:
         rows = datasets.load_dataset(dataset, split=split or "train", streaming=True)
         yield from ((f"{name} row {i}", row) for i, row in enumerate(rows))
@@ -224,9 +228,20 @@ class RowReader:
             )
         if isinstance(given, str) and not given.strip():
             return "blank", f"field {self._id!r} is blank"
-        if self._gold and not isinstance(values[self._gold], str | int | float):
-            return "not_text", f"field {self._gold!r} is not text: {type(values[self._gold]).__name__}"
+        if self._gold and (problem := self._gold_problem(values[self._gold])):
+            return problem
         return self._choices_problem(values)
+
+    def _gold_problem(self, gold: Any) -> tuple[str, str] | None:
+        if (
+            isinstance(gold, bool)
+            or not isinstance(gold, str | int | float)
+            or (isinstance(gold, float) and math.isnan(gold))
+        ):
+            return "not_text", f"field {self._gold!r} is neither text nor a number: {gold!r:.40}"
+        if isinstance(gold, str) and not gold.strip():
+            return "blank", f"field {self._gold!r} is blank"
+        return None
 
     def _choices_problem(self, values: dict[str, Any]) -> tuple[str, str] | None:
         if not self._choices:
@@ -234,8 +249,15 @@ class RowReader:
         choices = values[self._choices]
         if not isinstance(choices, list | tuple) or not all(isinstance(c, str) and _is_unicode(c) for c in choices):
             return "not_text", f"field {self._choices!r} is not a list of texts"
+        if not all(choice.strip() for choice in choices):
+            return "blank", f"field {self._choices!r} has a blank choice"
         if len(choices) < 2:
             return "absent_field", f"field {self._choices!r} has fewer than two choices"
+        if len(choices) > MOST_CHOICES:
+            return (
+                "too_many_choices",
+                f"field {self._choices!r} has {len(choices)} choices, more than there are letters",
+            )
         return None
 
 

@@ -47,7 +47,11 @@ def _dotted(path: tuple[str | int, ...]) -> str:
 def _shown(key: Any, value: Any) -> str:
     """A value for a message, '' where it may be a secret or is a whole section."""
     text = repr(value)
-    if isinstance(value, dict | list | BaseModel) or SECRET.search(str(key)) or LOOKS_SECRET.search(text):
+    if (
+        (isinstance(value, dict | list | BaseModel) and value not in ({}, []))
+        or SECRET.search(str(key))
+        or LOOKS_SECRET.search(text)
+    ):
         return ""
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -20,7 +20,9 @@ class Source(Strict):
         min_length=1, description="jsonl, jsonl.gz, json, csv, parquet: file, glob or directory; or hf:DATASET[:SPLIT]"
     )
     on_error: Literal["fail", "reject"] = Field("fail", description="what a malformed row does")
-    fields: dict[Field_name, str] = Field(default_factory=dict, description="our name: the column's name")
+    fields: dict[Field_name, Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=dict, description="our name: the column's name"
+    )
 
     @field_validator("path")
     @classmethod
@@ -34,7 +36,9 @@ class Source(Strict):
 
 class SamplingSpec(Strict):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(0.7, description="null: not sent")
-    max_tokens: Annotated[int, Field(ge=1)] = Field(256, description="most tokens of an answer; what is reserved")
+    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
+        256, description="most tokens of an answer; what is reserved"
+    )
     n: Literal[1] = Field(1, description="answers a row")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="sent with each call where the teacher takes one, and of every draw of a run"
@@ -119,19 +123,23 @@ class Curate(Strict):
 
 
 class Instruct(Strict):
-    generate: Annotated[int, Field(ge=0)] = Field(0, description="instructions for the teacher to write; 0: none")
+    generate: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        0, description="instructions for the teacher to write; 0: none"
+    )
     mode: Literal["example_guided"] = Field("example_guided", description="examples before the request; topics later")
     per_call: Annotated[int, Field(ge=1, le=100)] = Field(20, description="instructions asked for in one call")
-    examples: Annotated[int, Field(ge=1)] = Field(3, description="instructions of the source shown in each call")
+    examples: Annotated[int, Field(ge=1, le=1000)] = Field(
+        3, description="instructions of the source shown in each call"
+    )
     topics: None = Field(None, description="not built yet")
 
 
 class Budget(Strict):
     """Hard caps for the whole run, reserved before a call is sent."""
 
-    usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(None, description="0: nothing is spent")
-    tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="input and output together")
-    calls: Annotated[int, Field(ge=0)] | None = Field(None, description="attempts that leave")
+    usd: Annotated[float, Field(ge=0, le=10**9)] | None = Field(None, description="0: nothing is spent")
+    tokens: Annotated[int, Field(ge=0, le=10**15)] | None = Field(None, description="input and output together")
+    calls: Annotated[int, Field(ge=0, le=10**12)] | None = Field(None, description="attempts that leave")
 
 
 class Publish(Strict):

@@ -41,11 +41,11 @@ class Limits(Strict):
     """Limits of the account. A number is used from the first second, with at most a second's worth as a burst; null is
     learned from the server's headers, and without those the calls in flight adapt to what it takes."""
 
-    rpm: Annotated[int, Field(gt=0)] | None = Field(None, description="requests a minute")
-    tpm: Annotated[int, Field(gt=0)] | None = Field(None, description="tokens a minute, input and output")
-    input_tpm: Annotated[int, Field(gt=0)] | None = Field(None, description="input tokens a minute")
-    output_tpm: Annotated[int, Field(gt=0)] | None = Field(None, description="output tokens a minute")
-    concurrency: Annotated[int, Field(gt=0)] | None = Field(
+    rpm: Annotated[int, Field(gt=0, le=10**12)] | None = Field(None, description="requests a minute")
+    tpm: Annotated[int, Field(gt=0, le=10**12)] | None = Field(None, description="tokens a minute, input and output")
+    input_tpm: Annotated[int, Field(gt=0, le=10**12)] | None = Field(None, description="input tokens a minute")
+    output_tpm: Annotated[int, Field(gt=0, le=10**12)] | None = Field(None, description="output tokens a minute")
+    concurrency: Annotated[int, Field(gt=0, le=10**12)] | None = Field(
         None, description="calls in flight; null adapts to what the teacher takes"
     )
 
@@ -108,7 +108,7 @@ class Teacher(Strict):
     price: PriceSpec | None = Field(None, description="null: from the table that ships, if it knows the model")
     free: bool = Field(False, description="a teacher of one's own: nothing is paid")
     lane: Literal["online", "batch"] = Field("online", description="batch is not built yet")
-    timeout_s: Annotated[float, Field(gt=0)] = Field(120.0, description="seconds for one call")
+    timeout_s: Annotated[float, Field(gt=0, le=604_800)] = Field(120.0, description="seconds for one call")
 
     @field_validator("base_url")
     @classmethod

@@ -12,11 +12,12 @@ class _Part(BaseModel):
 
 
 class Rows(_Part):
-    """source + generated (instructions that a teacher wrote) = accepted + rejected, once a run has finished; calls
-    that wrote no instruction stand among the rejected too."""
+    """source + generated = accepted + rejected, once a run has finished. `generated` counts the instructions that a
+    teacher wrote, `written`, and the calls that wrote none, which are rejected."""
 
     source: int = 0
     generated: int = 0
+    written: int = 0
     accepted: int = 0
     rejected: dict[str, int] = Field(default_factory=dict)
 

@@ -60,7 +60,7 @@ class TrainingData(Strict):
 
     path: str | None = Field(None, description="jsonl, jsonl.gz, json, csv or parquet: file, glob or directory")
     run: str | None = Field(None, description="a run directory: its published dataset")
-    fields: dict[Literal["prompt", "response"], str] = Field(
+    fields: dict[Literal["prompt", "response"], Annotated[str, Field(min_length=1)]] = Field(
         default_factory=dict, description="our name: the column's name"
     )
     template: str | None = Field(None, description="`chat`: the tokenizer's chat template; null: text as written")
@@ -80,10 +80,12 @@ class TrainingSpec(Strict):
     data: TrainingData | None = Field(None, description="in a job spec: null, the run's own dataset")
     teacher: None = Field(None, description="local weights to compare with: not built yet")
     workers: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="processes that train together")
-    epochs: Annotated[float, Field(gt=0)] = Field(1, description="passes over the pairs")
-    batch_size: Annotated[int, Field(ge=1)] = Field(8, description="rows a step, per worker")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(3.0e-4, description="its peak, after a short rise")
-    max_length: Annotated[int, Field(ge=8)] = Field(512, description="tokens of prompt and response together")
+    epochs: Annotated[float, Field(gt=0, le=1_000_000)] = Field(1, description="passes over the pairs")
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(8, description="rows a step, per worker")
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = Field(3.0e-4, description="its peak, after a short rise")
+    max_length: Annotated[int, Field(ge=8, le=10_000_000)] = Field(
+        512, description="tokens of prompt and response together"
+    )
     packing: bool = Field(True, description="several pairs in one row; decoder-only students")
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the pairs that is held out")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the split, of new weights and of the order")

@@ -61,7 +61,9 @@ def check_address(address: str | None) -> None:
         address = _current_cluster()
     host, colon, port = address.rpartition("://")[2].partition(":")
     if not colon:
-        return
+        if "://" in address:
+            return
+        raise SpecError(f"--address {address}: no address of a cluster", "as in 10.0.0.1:6379, or auto")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, ValueError) as error:

@@ -119,8 +119,8 @@ class Session:
         arguments = transformers.TrainingArguments(
             output_dir=str(self.work / "trainer"), per_device_train_batch_size=spec.batch_size,
             num_train_epochs=spec.epochs, learning_rate=spec.learning_rate, seed=spec.seed,
-            warmup_steps=WARMUP, logging_steps=max(1, int(steps // 200)), save_strategy="no", report_to="none",
-            disable_tqdm=True, remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
+            warmup_steps=int(WARMUP * steps), logging_steps=max(1, int(steps // 200)), save_strategy="no",
+            report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
             bf16=torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
             ddp_find_unused_parameters=False,
         )  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import SpecError
+from schemas.hub import require_hub
 from schemas.student import FromScratch, LayerCut, Scratch, TrainingData
 from schemas.weights import SMOLLM2, gguf_weights
 
@@ -43,6 +44,18 @@ def check_student(student: FromScratch | LayerCut | str, data: TrainingData | No
         raise SpecError(f"student.layers: {student.layers}, {name} has {total}", "choose fewer")
 
 
+def bytes_on_disk(student: FromScratch | LayerCut | str) -> int:
+    """About what a student takes once it is saved in float32; 0 where only the Hub knows."""
+    if isinstance(student, FromScratch):
+        size = student.scratch
+        blocks = size.layers * (12 if size.arch == "llama" else 28) * size.hidden**2
+        return 4 * (size.vocab * size.hidden + blocks)
+    name = student.source if isinstance(student, LayerCut) else student
+    if name == SMOLLM2 or name.endswith(".gguf"):
+        return 8 * gguf_weights(name).stat().st_size
+    return 2 * sum(path.stat().st_size for path in Path(name).glob("*.safetensors"))
+
+
 def layers_of(name: str) -> int | None:
     """Layers of a model by its configuration or its GGUF header. `SpecError` where there is no such model."""
     if name == SMOLLM2 or name.endswith(".gguf"):
@@ -60,6 +73,8 @@ def layers_of(name: str) -> int | None:
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
+    if not Path(name).is_dir() and not _is_cached(name):
+        require_hub(f"student {name}")
     try:
         config = transformers.AutoConfig.from_pretrained(name)
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -71,6 +86,17 @@ def layers_of(name: str) -> int | None:
         kind = ", ".join(written) or config.model_type
         raise SpecError(f"student {name}: {kind} does not write text", "choose a decoder or an encoder-decoder")
     return getattr(config, "num_hidden_layers", None)
+
+
+def _is_cached(name: str) -> bool:
+    """Whether a model of the Hub was fetched before."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        return False
 
 
 def load_student(student: FromScratch | LayerCut | str, texts: Iterable[str], seed: int) -> Student:

@@ -29,6 +29,8 @@ FLOOD = 0.1  # refused of sent: something is wrong with what is believed of the 
 SLOWER, RAMP_SLOWER = 0.95, 0.75
 RECOVERY = 0.005  # of the limit a second
 GUESS, PROBE = 0.95, 1.03  # of the answers that came while others were refused; what is tried next, each second
+TELLING = 10  # answers of an episode that tell a rate
+LEAST_PROBE = 6.0  # requests a minute
 RICH_S = 3.0  # of waiting for tokens that the server says are there
 RAMP_HOLD_S = 900.0  # OpenAI: at most half as much again in 15 minutes (rate limits guide, read 2026-11-23)
 
@@ -252,7 +254,7 @@ class Pool:
         if share > MANY:
             self._slow_down(share, past)
         elif self._guess is not None and not self._refused:
-            self._guess *= PROBE
+            self._guess = max(self._guess * PROBE, self._guess + LEAST_PROBE)
         if self._refused and self._buckets:
             for bucket in self._buckets.values():
                 bucket.tighten()
@@ -265,8 +267,10 @@ class Pool:
         """Many refusals. Where no limit is known, what was answered beside them is the best guess of one."""
         known = {name for name in self._buckets if name != "requests" or self._guess is None}
         if not known:
-            if share < UNKNOWN:
-                return  # the window deals with few; a guess from noise would shrink for ever
+            if share < UNKNOWN or self._answered < TELLING:
+                # The window deals with few; a guess from noise would shrink for ever. Nor do answers that take longer
+                # than an episode tell a rate: a server that takes so many calls at once would seem to take none.
+                return
             answered = self._answered / past * 60
             self._guess = max(1.0, GUESS * (answered if self._guess is None else min(answered, self._guess)))
         elif "tokens" in known and self._unused and self.charging is not Charging.KEEP:

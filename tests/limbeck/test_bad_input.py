@@ -16,7 +16,7 @@ Write = Callable[..., Path]
 
 def refused(*arguments: Any) -> str:
     """The error line of a command that must fail before the first call."""
-    no_keys = {"OPENAI_API_KEY": None, "ANTHROPIC_API_KEY": None}
+    no_keys = {"OPENAI_API_KEY": None, "ANTHROPIC_API_KEY": None, "HF_HUB_OFFLINE": "1"}
     done = CliRunner().invoke(app, [str(argument) for argument in arguments], env=no_keys)
     assert done.exit_code == 2, (done.stderr, done.exception)
     lines = done.stderr.strip().splitlines()
@@ -61,6 +61,11 @@ def test_a_spec_that_is_not_there_or_not_yaml_or_not_a_mapping(tmp_path: Path) -
         ({"source": {"path": "x" * 300}}, "path: "),
         ({"train": {"student": {"scratch": {"layers": 10**9}}}}, "train.student.scratch.layers"),
         ({"train": {"student": {"scratch": {}}, "seed": 2**80}}, "train.seed"),
+        ({"train": {"student": "no-such-model"}}, "student no-such-model: no such file, and the Hub is off"),
+        ({"source": {"path": "hf:nobody/nothing"}}, "hf:nobody/nothing: no such file, and the Hub is off"),
+        ({"teachers": [{"provider": "scripted", "limits": {"rpm": 10**400}}]}, "limits.rpm"),
+        ({"sampling": {"max_tokens": 10**400}}, "sampling.max_tokens"),
+        ({"teachers": {}}, "teachers: {}"),
         ({"pipeline": "instruct", "validate": {"json_schema": nested(300)}}, "validate.json_schema"),
         *(
             ({"teachers": [{"provider": "openai", "model": "m", "free": True, "base_url": url}]}, "base_url")
@@ -150,6 +155,24 @@ def test_arguments_that_cannot_be(arguments: tuple[str, ...]) -> None:
     refused(*arguments)
 
 
+def test_a_dataset_of_one_row_trains_no_student(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    spec = job(jsonl([{"id": 1, "input": "What?"}]), train={"student": {"scratch": {}}})
+    assert "train: 1 rows" in refused("run", spec, "--out", tmp_path / "run")
+
+
+def test_a_disk_that_holds_the_rows_but_not_the_student(job: Write, questions: Path, tmp_path: Path) -> None:
+    large = {"scratch": {"layers": 512, "hidden": 65_536, "heads": 64}}  # 105 TB
+    spec = job(questions, train={"student": large})
+    assert "40 rows and a student may need" in refused("run", spec, "--out", tmp_path / "run")
+
+
+def test_a_folder_with_files_of_ones_own_is_not_taken_for_a_run(job: Write, questions: Path, tmp_path: Path) -> None:
+    spec = job(questions)
+    before = spec.read_text()
+    assert "not a run directory" in refused("run", spec, "--out", tmp_path)
+    assert spec.read_text() == before
+
+
 def test_paths_that_cannot_be(job: Write, questions: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "key").write_bytes(b"\xff\xfe\x00")
@@ -192,6 +215,7 @@ def test_status_of_something_that_is_no_run(tmp_path: Path) -> None:
 def test_a_cluster_that_is_not_there(job: Write, questions: Path, tmp_path: Path) -> None:
     line = refused("run", job(questions), "--out", tmp_path / "run", "--address", "127.0.0.1:9")
     assert "127.0.0.1:9" in line
+    assert "no address of a cluster" in refused("run", job(questions), "--out", tmp_path / "run", "--address", "x")
 
 
 def test_training_on_data_that_is_missing_or_lacks_a_field(jsonl: Write, tmp_path: Path) -> None:

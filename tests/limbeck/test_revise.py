@@ -140,3 +140,12 @@ def test_rows_too_large_for_every_lane_are_named_before_anything_is_paid(
         run_it(wide, tmp_path / "two")
     by_teacher = {row["id"]: row["teacher"] for row in pq.read_table(tmp_path / "two" / "dataset").to_pylist()}
     assert by_teacher["long"] == "openai/wide"
+
+
+def test_answers_of_an_earlier_server_are_kept_and_it_is_said(job: Write, questions: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with teacher_server() as rehearsal, teacher_server() as real:
+        run_it(job(questions, teachers=[lane(rehearsal)]), run)
+        notes = run_it(job(questions, teachers=[lane(real)]), run).notes
+        assert real.bill()["calls"] == 0
+    assert f"came from {rehearsal.base_url} are kept" in notes[0] and "finished before" in notes[1]

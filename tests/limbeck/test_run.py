@@ -105,13 +105,34 @@ def test_instructions_are_written_answered_and_accounted_for(
         assert done.returncode == 0, done.stderr
         calls = teacher.bill()["calls"]
     rows, said = table(run, "dataset"), manifest(run)
-    assert said["rows"] == {"source": 12, "generated": 12, "accepted": 22, "rejected": {"surplus": 2}}
+    expected = {"source": 12, "generated": 12, "written": 12, "accepted": 22, "rejected": {"surplus": 2}}
+    assert said["rows"] == expected
     assert calls == 3 + 22 == said["calls"]["answered"]
     assert [r["instruction_source"] for r in rows] == ["source"] * 12 + ["example_guided"] * 10
     assert all(len(r["example_ids"]) == 2 for r in rows[12:])
     assert list(rows[0]) == [
         "id", "instruction", "response", "instruction_source", "example_ids", "topics", "teacher", "call_key",
     ]  # fmt: skip
+
+
+def test_calls_that_write_no_instruction_are_among_the_rejected_and_the_sum_holds(
+    command: Command, job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    seeds = jsonl([{"id": f"s{i}", "instruction": f"Do useful thing number {i}."} for i in range(12)])
+    with teacher_server("--faults", "refusal:0.4") as teacher:
+        spec = job(
+            seeds,
+            pipeline="instruct",
+            source={"path": str(seeds), "fields": {"id": "id", "input": "instruction"}},
+            teachers=[lane(teacher)],
+            instruct={"generate": 12, "per_call": 2, "examples": 2},
+        )
+        run = tmp_path / "run"
+        assert command("run", spec, "--out", run).returncode == 0
+    said = manifest(run)["rows"]
+    assert said["source"] + said["generated"] == said["accepted"] + sum(said["rejected"].values())
+    assert said["generated"] == said["written"] + said["rejected"]["no_instruction"]
+    assert len(table(run, "rejected")) == sum(said["rejected"].values())
 
 
 def test_faults_on_the_wire_lose_no_row_and_garbage_is_kept_raw(

@@ -33,6 +33,14 @@ def test_a_folder_of_something_else_and_a_file_are_refused(tmp_path: Path) -> No
             RunDirectory(place).check(spec())
 
 
+def test_a_folder_that_holds_a_spec_of_the_users_own_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(
+        "name: n\npipeline: cot\nsource: {path: /rows.jsonl}\nteachers: [{provider: scripted}]\n"
+    )
+    with pytest.raises(SpecError, match="not empty and not a run directory"):
+        RunDirectory(tmp_path).check(spec())
+
+
 def test_no_free_disk_is_said_before_anything_is_written(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "deep" / "run")
     with pytest.raises(SpecError, match="no free disk"):

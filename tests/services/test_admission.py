@@ -97,13 +97,15 @@ def test_a_limit_that_is_lower_than_the_spec_says_is_found_without_headers() -> 
     assert simulation.refused_share <= 0.1
 
 
-def test_where_nothing_is_known_calls_in_flight_find_their_level() -> None:
-    provider = Provider({}, in_flight_limit=50, headers=False)
+@pytest.mark.parametrize(("slots", "latency_s"), [(50, 0.2), (8, 0.8), (4, 0.8), (8, 5.0), (2, 0.2)])
+def test_where_nothing_is_known_calls_in_flight_find_their_level(slots: int, latency_s: float) -> None:
+    provider = Provider({}, in_flight_limit=slots, headers=False, latency_s=latency_s)
     simulation = simulated(provider, WORKERS, {})
-    possible = 50 / provider.latency_s * (MEASURED[1] - MEASURED[0])
+    possible = slots / provider.latency_s * (MEASURED[1] - MEASURED[0])
     served = sum(1 for when, amount in provider.admitted if when >= MEASURED[0] and amount == 100)
-    assert served >= 0.7 * possible
-    assert simulation.refused_share <= 0.1
+    # A call more is a large step where there is room for few, so that much of the time is spent finding out.
+    assert served >= (0.7 if slots >= 50 else 0.6 if slots > 2 else 0.35) * possible
+    assert simulation.refused_share <= (0.1 if slots >= 50 else 0.5)
 
 
 def report(worker: str, run: str = "run", wanted: float = 1e6, **fields: object) -> Report:
