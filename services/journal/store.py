@@ -1,6 +1,7 @@
 """Sealed segments on an object store, by pyarrow's file systems: s3://, gs://, abfs://, hdfs://, file://."""
 
 import fcntl
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -11,15 +12,22 @@ from schemas.errors import LimbeckError, SpecError
 CHECK = "limbeck-check"
 
 
+@functools.cache
+def _opened(url: str) -> tuple[Any, str]:
+    """(file system, path). Kept: to find a bucket's region, pyarrow asks the net."""
+    from pyarrow import fs
+
+    found: tuple[Any, str] = fs.FileSystem.from_uri(url)
+    return found
+
+
 class Store:
     """The segments under one URL."""
 
     def __init__(self, url: str) -> None:
-        from pyarrow import fs
-
         self.url = url
         try:
-            self._files, self._path = fs.FileSystem.from_uri(url)
+            self._files, self._path = _opened(url)
         except (ValueError, OSError, NotImplementedError) as error:
             raise SpecError(f"journal: {first_line(error)}", "as in s3://bucket/folder?region=eu-west-1") from None
         self._local = self._files.type_name == "local"
@@ -56,7 +64,7 @@ class Store:
             raise OSError(f"{name} has {size} bytes there, {len(data)} were sent")
 
     def adopt(self, path: Path) -> bool:
-        """Seal the log of a dead writer; False where its writer lives."""
+        """Seal the log of a dead writer; False where its writer lives. `LimbeckError` where the store fails."""
         try:
             log = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -66,6 +74,11 @@ class Store:
             self.put(path)
         except BlockingIOError:
             return False
+        except FileNotFoundError:
+            return not path.exists()
+        except OSError as error:
+            what = f"journal {self.url}: {first_line(error)}"
+            raise LimbeckError(what, "run again when the store answers: the log was kept") from None
         finally:
             os.close(log)
         return True
