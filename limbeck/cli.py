@@ -1,5 +1,6 @@
 """The command line. Each command is a few lines round a function; errors are one line and a hint."""
 
+import errno
 import json
 import os
 import signal
@@ -89,7 +90,9 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
         if debug:
             raise
         lines = str(error).strip().splitlines() or [""]
-        fail(LimbeckError(f"{type(error).__name__}: {lines[0][:300]}", "--debug shows where it comes from"))
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        hint = "free some space, then run the same command again" if full else "--debug shows where it comes from"
+        fail(LimbeckError(f"{type(error).__name__}: {lines[0][:300]}", hint))
 
 
 def fail(error: LimbeckError) -> None:

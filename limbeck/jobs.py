@@ -172,6 +172,9 @@ def train(
     with refused_as_spec():
         check_student(spec.student, spec.data)
         check_data(spec.data)
+        student = Path(out) / "student"
+        if student.exists() and not (student / "metrics.json").is_file():
+            raise SpecError(f"{student} is there and no student of ours", "choose another --out; nothing was touched")
         Path(out).absolute().mkdir(parents=True, exist_ok=True)
     cluster.check_address(address)
     cluster.connect(address)

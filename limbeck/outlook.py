@@ -35,16 +35,20 @@ def outlook(spec: JobSpec, found: Estimate) -> Table:
     )
     budget = spec.budget.usd if spec.budget else None
     if budget is not None:
-        enough = "covers the most it can cost" if budget >= found.usd.high else (
-            "may stop the run" if budget >= found.usd.low else "will stop the run"
+        enough = "covers every call at its reservation" if budget >= found.reserved_usd else (
+            f"may stop the run: calls are reserved for at ${found.reserved_usd:,.4f} in all"
+            if budget >= found.usd.low else "will stop the run"
         )  # fmt: skip
         table.caption = f"budget.usd {budget:,.10g} {enough}"
         table.caption_justify = "left"
-    if found.too_dear:
-        shown = ", ".join(found.too_dear[:5]) + (" ..." if len(found.too_dear) > 5 else "")
-        dear = f"{len(found.too_dear):,} calls may cost more than the whole budget and will not be sent: {shown}"
-        table.caption = f"{table.caption or ''}\n{dear}".strip()
-        table.caption_justify = "left"
+    lines = [str(table.caption or "")]
+    for names, what in (
+        (found.too_large, "rows or calls are too large for every teacher's limits and will be rejected"),
+        (found.too_dear, "calls may cost more than the whole budget and will not be sent"),
+    ):
+        if names:
+            lines.append(f"{len(names):,} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
+    table.caption, table.caption_justify = "\n".join(lines).strip() or None, "left"
     return table
 
 

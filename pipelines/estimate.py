@@ -37,6 +37,7 @@ class LaneEstimate:
     input_tokens: Range = Range()
     output_tokens: Range = Range()
     usd: Range = Range()
+    reserved_usd: float = 0.0  # what the budget must hold so that no call can be left unsent
     hours: Range | None = None
 
 
@@ -57,6 +58,11 @@ class Estimate:
         return Range(sum(lane.usd.low for lane in self.lanes), sum(lane.usd.high for lane in self.lanes))
 
     @property
+    def reserved_usd(self) -> float:
+        """All calls at their reservation."""
+        return sum(lane.reserved_usd for lane in self.lanes)
+
+    @property
     def hours(self) -> Range | None:
         """Lanes work side by side, so the slowest tells."""
         known = [lane.hours for lane in self.lanes if lane.hours is not None and lane.calls]
@@ -70,8 +76,10 @@ class _Sums:
     calls: float = 0.0
     bytes: float = 0.0
     most_output: float = 0.0
+    reserved_nano: float = 0.0
 
-    def add(self, call: Call, times: float) -> None:
+    def add(self, call: Call, teacher: Teacher, times: float) -> None:
+        self.reserved_nano += times * worst_case(call, teacher).money.nano_usd
         self.calls += times
         self.bytes += times * sum(len(m.content.encode()) for m in call.messages)
         self.most_output += times * call.sampling.max_tokens
@@ -82,19 +90,19 @@ def estimate(spec: JobSpec, plan: RowPlan) -> Estimate:
     found, sums = Estimate(), [_Sums() for _ in spec.teachers]
     seen: set[bytes] = set()
     for name, call, times in _calls(spec, plan, found):
-        mark = call.content()[:12]
-        if mark in seen:
-            continue  # sent once, whatever the number of rows
-        seen.add(mark)
         takers = [number for number, teacher in enumerate(spec.teachers) if fits(call, teacher)]
         if not takers:
             found.too_large.append(name)
             continue
+        mark = call.content()[:12]
+        if mark in seen:
+            continue  # sent once, whatever the number of rows
+        seen.add(mark)
         if not any(affordable(call, spec.teachers[number], spec.budget) for number in takers):
             found.too_dear.append(name)
         speeds = [calls_a_minute(spec.teachers[n], worst_case(call, spec.teachers[n])) for n in takers]
         for number, speed in zip(takers, speeds, strict=True):
-            sums[number].add(call, times * speed / sum(speeds))
+            sums[number].add(call, spec.teachers[number], times * speed / sum(speeds))
     found.lanes = [_lane(t, s) for t, s in zip(spec.teachers, sums, strict=True)]
     found.calls = round(sum(s.calls for s in sums))
     return found
@@ -145,7 +153,8 @@ def _lane(teacher: Teacher, sums: _Sums) -> LaneEstimate:
     hours = None
     if teacher.limits.rates:
         hours = Range(_hours(teacher, sums.calls, into.low, out.low), _hours(teacher, sums.calls, into.high, out.high))
-    return LaneEstimate(teacher.name, round(sums.calls), into, out, Range(low, high), hours)
+    reserved = sums.reserved_nano / NANO
+    return LaneEstimate(teacher.name, round(sums.calls), into, out, Range(low, high), reserved, hours)
 
 
 def _hours(teacher: Teacher, calls: float, into: float, out: float) -> float:

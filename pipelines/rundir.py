@@ -69,12 +69,14 @@ class RunDirectory:
         earlier = self.earlier()
         return [] if earlier is None else differences(revisable_part(earlier), revisable_part(spec))
 
-    def require_space(self, rows: int, student: int = 0, free: Callable[[Path], int] | None = None) -> None:
-        """`SpecError` if the disk cannot hold a run of `rows` rows and a student of `student` bytes. `free` gives the
-        free bytes at a path."""
+    def require_space(
+        self, rows: int, student: int = 0, texts: int = 0, free: Callable[[Path], int] | None = None
+    ) -> None:
+        """`SpecError` if the disk cannot hold a run of `rows` rows, a student of `student` bytes and `texts` bytes of
+        the source's. `free` gives the free bytes at a path."""
         place = next(p for p in (self.root, *self.root.parents) if p.exists())
         left = (free or (lambda path: shutil.disk_usage(path).free))(place)
-        needed = BYTES_A_RUN + rows * BYTES_A_ROW + student
+        needed = BYTES_A_RUN + rows * BYTES_A_ROW + student + texts
         if left < needed:
             raise SpecError(
                 f"no free disk: {place} has {left / 2**20:.0f} MiB, {rows} rows"

@@ -49,6 +49,7 @@ from services.teachers.credentials import lane_key
 
 SAVE_EVERY_S = 1.0
 ROUNDS = 4  # of asking for more instructions while fewer than wanted were written
+COPIES = 4  # of a row's text on disk: staged, published, as messages, in the report
 PER_REASON = 3  # rejections of each reason that the report shows
 STATES: dict[type[LimbeckError], State] = {BudgetExhausted: "exhausted", Interrupted: "interrupted"}
 Watch = Callable[[Manifest], None]
@@ -96,7 +97,7 @@ class Run:
             instruct.check_pool(pool, wanted)
         if sizes:
             self._check_sizes()
-        self.directory.require_space(self.most_rows, student)
+        self.directory.require_space(self.most_rows, student, COPIES * self._scan.bytes)
         self.manifest = self.directory.manifest() or Manifest(name=self.spec.name, pipeline=self.spec.pipeline)
         self._same_source = self.manifest.source_digest == self._scan.digest
         self.manifest.rows.source, self.manifest.source_digest = self._scan.rows, self._scan.digest

@@ -111,7 +111,9 @@ def _csv(file: Path) -> Iterator[tuple[str, Any]]:
                 # Cells beyond the header come under None: an unquoted comma has cut the text in two.
                 yield f"{file}:{reader.line_num}", TOO_MANY_CELLS if None in row else row
         except csv.Error as error:
-            raise SpecError(f"source malformed: {file}:{reader.line_num}: {error}", "is every quote closed?") from None
+            raise SpecError(
+                f"source malformed: {file}:{reader.line_num + 1}: {error}", "is every quote closed?"
+            ) from None
 
 
 def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
@@ -278,6 +280,7 @@ class Scan:
     rows: int = 0
     good: int = 0
     longest: int = 0
+    bytes: int = 0
     digest: str = ""  # of ids and inputs, so that an edited or a longer source is noticed
     malformed: int = 0
     first_problem: Malformed | None = None
@@ -320,7 +323,8 @@ def scan(source: Source) -> Scan:
             continue
         found.good += 1
         content.update("\0".join((row.id, row.input, *row.choices)).encode() + b"\1")
-        found.longest = max(found.longest, sum(len(text.encode()) for text in (row.input, *row.choices)))
+        size = sum(len(text.encode()) for text in (row.input, *row.choices))
+        found.longest, found.bytes = max(found.longest, size), found.bytes + size
         hashes.append(_hash(row.id))
     found.digest = content.hexdigest()
     if not found.rows:

@@ -1,5 +1,6 @@
 """From a dataset to token rows whose loss is on the response alone."""
 
+import glob
 import hashlib
 import itertools
 import random
@@ -12,7 +13,7 @@ from schemas.errors import SpecError
 from schemas.record import conversation
 from schemas.student import TrainingData
 
-LOOKED_AT = 100  # rows that are checked before a training starts
+LOOKED_AT = 100_000  # rows: some seconds that are checked before a training starts
 IGNORED = -100  # label of a token without a loss
 LOADERS = {".jsonl": "json", ".json": "json", ".gz": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -51,7 +52,7 @@ def _files(data: TrainingData) -> tuple[str, list[str]]:
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix in LOADERS)
     else:
-        found = sorted(path.parent.glob(path.name)) or ([path] if path.is_file() else [])
+        found = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(data.path, recursive=True))  # noqa: PTH207
     if not found:
         raise SpecError(f"data.path: {data.path}: no such file", "name a jsonl, json, csv or parquet file")
     if (kind := LOADERS.get(found[0].suffix)) is None:
@@ -72,12 +73,13 @@ def check_data(data: TrainingData | None) -> None:
         raise SpecError("data is required", "data: {path: pairs.jsonl} or data: {run: RUN}")
     rows = _open(data, streaming=True)
     try:
-        first = list(itertools.islice(rows, LOOKED_AT))
+        looked_at = itertools.islice(rows, LOOKED_AT)
+        if (first := next(looked_at, None)) is not None:
+            check_columns(list(first), data)
+        found = sum(1 for _ in _pairs(itertools.chain([first] if first else [], looked_at), data))
     except (ValueError, OSError) as error:
         raise _unreadable(data, error) from None
-    if first:
-        check_columns(list(first[0]), data)
-    _require_two(list(_pairs(first, data)))
+    _require_two(found)
 
 
 def _open(data: TrainingData, streaming: bool) -> Any:
@@ -116,13 +118,13 @@ def load_pairs(data: TrainingData) -> list[Pair]:
     rows = _open(data, streaming=False)
     check_columns(rows.column_names, data)
     pairs = list(_pairs(rows, data))
-    _require_two(pairs)
+    _require_two(len(pairs))
     return pairs
 
 
-def _require_two(pairs: Sequence[Pair]) -> None:
-    if len(pairs) < 2:
-        raise SpecError(f"data: {len(pairs)} usable rows", "a student needs at least one to learn and one held out")
+def _require_two(pairs: int) -> None:
+    if pairs < 2:
+        raise SpecError(f"data: {pairs} usable rows", "a student needs at least one to learn and one held out")
 
 
 def _pairs(rows: Any, data: TrainingData) -> Iterator[Pair]:

@@ -25,6 +25,7 @@ EPISODE_S = 1.0
 ENOUGH = 20  # calls that an episode needs to be judged by, unless it lasts ten times as long
 MANY = 0.02  # refused of sent: beyond jitter
 UNKNOWN = 0.3  # refused of sent: a limit that nobody named
+OVERLOAD = 0.2  # overloaded of sent: not the odd error
 FLOOD = 0.1  # refused of sent: something is wrong with what is believed of the limits
 SLOWER, RAMP_SLOWER = 0.95, 0.75
 RECOVERY = 0.005  # of the limit a second
@@ -107,6 +108,8 @@ class Pool:
     _ended: int = 0
     _answered: int = 0
     _refused: int = 0
+    _overloaded: int = 0
+    _asked_until: Seconds = float("-inf")  # what Retry-After said last, whichever worker heard it
     _guess: float | None = None
     _ramp_until: Seconds = float("-inf")
     _pause_until: Seconds = float("-inf")
@@ -233,23 +236,28 @@ class Pool:
         self._answered += report.answered
         self._refused += report.refused
         peak = sum(c.peak for c in self._alive(now))
-        self._window.answered(report.ended - report.refused, peak, now)
+        self._window.answered(report.ended - report.refused - report.overloaded, peak, now)
+        self._asked_until = max(self._asked_until, now + report.retry_after)
         if report.overloaded:
             self._window.hold(now, now + EPISODE_S)
+            self._overloaded += report.overloaded
         if report.ramp:
             self._slow_for_ramp(now)
         if report.refused > MANY * report.ended and not self._buckets:
             self._window.refused(now)
-            self._pause_until = max(self._pause_until, now + report.retry_after)
+            self._pause_until = max(self._pause_until, self._asked_until)
         past = now - self._episode_at
         if past >= EPISODE_S and (self._ended >= ENOUGH or past >= 10 * EPISODE_S):
-            self._judge_episode(report.retry_after, past, now)
+            self._judge_episode(past, now)
         if now >= self._ramp_until:
             for bucket in self._buckets.values():
                 bucket.recover(RECOVERY * min(1.0, now - self._recovered_at))
         self._recovered_at = now
 
-    def _judge_episode(self, retry_after: Seconds, past: Seconds, now: Seconds) -> None:
+    def _judge_episode(self, past: Seconds, now: Seconds) -> None:
+        if self._overloaded > OVERLOAD * self._ended:
+            self._window.refused(now)  # beyond the odd error: too many calls at once
+            self._pause_until = max(self._pause_until, self._asked_until)
         share = self._refused / max(1, self._ended)
         if share > MANY:
             self._slow_down(share, past)
@@ -260,8 +268,8 @@ class Pool:
                 bucket.tighten()
             if share > FLOOD and self._ended >= ENOUGH:
                 self._window.refused(now)
-                self._pause_until = max(self._pause_until, now + retry_after)
-        self._episode_at, self._ended, self._answered, self._refused = now, 0, 0, 0
+                self._pause_until = max(self._pause_until, self._asked_until)
+        self._episode_at, self._ended, self._answered, self._refused, self._overloaded = now, 0, 0, 0, 0
 
     def _slow_down(self, share: float, past: Seconds) -> None:
         """Many refusals. Where no limit is known, what was answered beside them is the best guess of one."""

@@ -130,7 +130,7 @@ class Allowance:
         counts.refused += kind is VerdictKind.RATE_LIMITED
         counts.ramp += kind is VerdictKind.RAMP_LIMITED
         counts.overloaded += kind in (VerdictKind.OVERLOADED, VerdictKind.TRANSIENT)
-        if kind is VerdictKind.RATE_LIMITED:
+        if kind in (VerdictKind.RATE_LIMITED, VerdictKind.OVERLOADED, VerdictKind.TRANSIENT):
             counts.retry_after = max(counts.retry_after, reply.verdict.retry_after or 0.0)
 
     def report(self, waiting: int, typical: Demand | None, now: Seconds, closed: str = "") -> Report:

@@ -1,5 +1,6 @@
 """The driver's side of the fan-out: start the actors, watch them, replace the dead, and say how it ended."""
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -276,4 +277,6 @@ def shipped(journal: Journal) -> int:
 def tag_for(journal: Path, now: float | None = None) -> str:
     """A segment-name prefix that sorts after those of every earlier start."""
     existing = [int(p.name[:6]) for p in journal.glob("*.seg")] if journal.exists() else []
-    return f"{max(existing, default=0) + 1:06d}-{int(now if now is not None else time.time())}"
+    # The last part tells two machines apart that start on one journal within a second.
+    stamp = int(now if now is not None else time.time())
+    return f"{max(existing, default=0) + 1:06d}-{stamp}-{secrets.token_hex(2)}"

@@ -13,6 +13,7 @@ import os
 import socket
 import ssl
 import time
+import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,32 +24,35 @@ import yarl
 
 from schemas.call import Call, RateHint, Reply, Verdict, VerdictKind
 from schemas.lane import Teacher
-from services.teachers.credentials import lane_key
+from services.teachers.credentials import NO_KEY, lane_key
 from services.teachers.dialect import Dialect
 from services.teachers.verdict import classify, hint_of
 
 OPENAI_URL = "https://api.openai.com/v1"
 ANTHROPIC_URL = "https://api.anthropic.com"
 CONNECT_S = 10.0
+REDACTED = b"[key]"
 UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ConnectionRefusedError, socket.gaierror)
 HINT_EVERY_S = 0.05  # headers of one answer in so many seconds are read: they say the same
 CUSTOM_HEADERS = ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS")  # would be sent along with every call
 
 
 class Sdk(NamedTuple):
-    """What a provider's package gave: where to post, and the headers of every call."""
+    """What a provider's package gave: where to post, and the headers of every call; the key, to be found in answers."""
 
     url: yarl.URL
     headers: dict[str, str]
+    key: bytes
 
 
-def _sdk(client: Any, path: str, **extra: str) -> Sdk:
+def _sdk(client: Any, path: str, key: str, **extra: str) -> Sdk:
     """Take a package's client for what it knows, and close it: its connections are never used."""
-    made = {**client.default_headers, **client.auth_headers, **extra, "content-type": "application/json"}
+    made = {**client.default_headers, **client.auth_headers, **extra, "content-type": "application/json",
+            "accept-encoding": "identity"}  # fmt: skip
     headers = {name: value for name, value in made.items() if isinstance(value, str)}
     url = yarl.URL(str(client.base_url).rstrip("/") + path, encoded=True)
     client.close()
-    return Sdk(url, headers)
+    return Sdk(url, headers, b"" if key == NO_KEY else key.encode())
 
 
 def _forget_environment(place: str | None) -> None:
@@ -62,7 +66,8 @@ def openai_sdk(teacher: Teacher, base_url: str | None, path: str) -> Sdk:
 
     _forget_environment(base_url or teacher.base_url)
     place = base_url or teacher.base_url or OPENAI_URL
-    return _sdk(openai.OpenAI(api_key=lane_key(teacher), base_url=place, max_retries=0), path)
+    key = lane_key(teacher)
+    return _sdk(openai.OpenAI(api_key=key, base_url=place, max_retries=0), path, key)
 
 
 def anthropic_sdk(teacher: Teacher, base_url: str | None, path: str) -> Sdk:
@@ -72,7 +77,7 @@ def anthropic_sdk(teacher: Teacher, base_url: str | None, path: str) -> Sdk:
     _forget_environment(place)
     client = anthropic.Anthropic(api_key=key, base_url=place or ANTHROPIC_URL, max_retries=0)
     # The SDK sends a bearer token since 1.0; compatible gateways read x-api-key.
-    return _sdk(client, path, **({"x-api-key": key} if place else {}))
+    return _sdk(client, path, key, **({"x-api-key": key} if place else {}))
 
 
 class HttpAdapter:
@@ -102,6 +107,9 @@ class HttpAdapter:
                 status, headers, body = response.status, response.headers, await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             return Reply(_transport_verdict(error))
+        body = plain(body, headers.get("content-encoding", ""))
+        if self._sdk.key and self._sdk.key in body:  # a debug page or a gateway that echoes the request
+            body = body.replace(self._sdk.key, REDACTED)
         verdict = classify(status, body, headers)
         if verdict.kind is not VerdictKind.ANSWERED:
             return Reply(verdict, status, body, hint=self._hint(headers, always=True))
@@ -113,7 +121,7 @@ class HttpAdapter:
             # limit 0: no limit of its own. At aiohttp's 100, calls would wait unseen by the governor.
             connector = aiohttp.TCPConnector(limit=0, ssl=certificates())
             self._session = aiohttp.ClientSession(
-                connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+                connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
             )
         return self._session
 
@@ -127,6 +135,16 @@ class HttpAdapter:
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+
+def plain(body: bytes, encoding: str) -> bytes:
+    """A body that a server compressed although it was asked not to; as it came where that fails: it was paid for."""
+    if encoding.strip().lower() not in ("gzip", "deflate"):
+        return body
+    try:
+        return zlib.decompress(body, 47)  # 32 + 15: gzip or zlib, by its header
+    except zlib.error:
+        return body
 
 
 def certificates() -> ssl.SSLContext:

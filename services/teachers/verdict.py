@@ -7,6 +7,7 @@ pages (all read 2026-11-23). A 429 may mean "slow down" or "no money left"; only
 import json
 import math
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from schemas.call import RateHint, Verdict, VerdictKind
@@ -41,7 +42,7 @@ def codes_of(error: Mapping[str, Any]) -> list[str]:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait. Dates and nonsense count as absent."""
+    """Seconds that the server asks to wait. Nonsense counts as absent, and so does a date without the server's own."""
     for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * scale
@@ -49,17 +50,31 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             continue
         if 0 <= seconds < float("inf"):
             return min(seconds, LONGEST_WAIT_S)
-    return None
+    try:
+        then, now = (parsedate_to_datetime(headers.get(name, "")) for name in ("retry-after", "date"))
+        return min(max(0.0, (then - now).total_seconds()), LONGEST_WAIT_S)
+    except (ValueError, TypeError):
+        return None
 
 
 def classify(status: int, body: bytes, headers: Mapping[str, str]) -> Verdict:
     """The verdict on a complete HTTP answer."""
     if 200 <= status < 300:
-        return Verdict(VerdictKind.ANSWERED)
+        status = _error_within(body)
+        if not status:
+            return Verdict(VerdictKind.ANSWERED)
     codes = codes_of(error_of(body))
     # The provider's message may quote the prompt or a masked key, so detail keeps the code alone.
     detail = f"HTTP {status}" + (f" {codes[0][:60]}" if codes else "")
     return Verdict(_kind(status, set(codes)), detail, retry_after(headers))
+
+
+def _error_within(body: bytes) -> int:
+    """The status that a gateway put into a body of status 200 in place of an answer; 0 where there is none."""
+    if not body[:64].lstrip().startswith(b'{"error"') or not (error := error_of(body)):
+        return 0
+    code = error.get("code")
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 
 def _kind(status: int, codes: set[str]) -> VerdictKind:

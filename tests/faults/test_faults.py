@@ -1,4 +1,4 @@
-"""Everything that can go wrong on the wire, at five per cent: no row is lost, none is paid twice without need, and the
+"""Everything that can go wrong on the wire, all together: no row is lost, none is paid twice without need, and the
 books agree with the teacher's bill."""
 
 import json

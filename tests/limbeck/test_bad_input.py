@@ -229,6 +229,15 @@ def test_training_on_data_that_is_missing_or_lacks_a_field(jsonl: Write, tmp_pat
     assert "data is required" in refused("train", spec, "--out", tmp_path / "out")
 
 
+def test_a_student_folder_of_ones_own_is_left_alone(jsonl: Write, tmp_path: Path) -> None:
+    jsonl([{"prompt": "a", "response": "b"}] * 3, "pairs.jsonl")
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "thesis.txt").write_text("mine")
+    (tmp_path / "train.yaml").write_text("student: {scratch: {}}\ndata: {path: pairs.jsonl}\n")
+    assert "no student of ours" in refused("train", tmp_path / "train.yaml", "--out", tmp_path)
+    assert (tmp_path / "student" / "thesis.txt").read_text() == "mine"
+
+
 def test_the_help_teaches_and_the_schema_names_every_section(limbeck: Limbeck) -> None:
     assert "quickstart.yaml" in limbeck("--help").stdout
     assert "130 interrupted" in " ".join(limbeck("run", "--help").stdout.split())

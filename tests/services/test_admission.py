@@ -242,3 +242,21 @@ def test_a_window_that_is_not_full_does_not_grow_and_a_fixed_one_never_changes()
         held.answered(10, in_flight=16, now=1.0)
         fixed.refused(now=1.0)
     assert (idle.size, fixed.size, held.size) == (START, 8, START)
+
+
+def test_a_server_that_says_it_is_overloaded_gets_fewer_calls_at_once_and_the_odd_error_changes_nothing() -> None:
+    for overloaded, grows in ((15, False), (1, True)):
+        pool = Pool(0.0)
+        windows = []
+        for second in range(1, 20):
+            told = report("a", limits={}, in_flight=16, peak=5_000, ended=20, answered=20 - overloaded,
+                          overloaded=overloaded)  # fmt: skip
+            windows.append(pool.renew(told, second * 1.1).window)
+        assert (windows[-1] >= START) == grows and (windows[-1] > 4) == grows
+
+
+def test_what_one_worker_is_asked_to_wait_holds_for_the_account() -> None:
+    pool = Pool(0.0)
+    pool.renew(report("b"), 0.1)
+    pool.renew(report("a", ended=60, refused=60, retry_after=30.0), 0.9)
+    assert pool.renew(report("b", ended=1, answered=1), 1.05).pause_s > 25

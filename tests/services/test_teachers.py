@@ -1,8 +1,10 @@
 """What a teacher says, and what is made of it. Wire shapes as providers and servers really send them."""
 
 import asyncio
+import gzip
 import json
 import pickle
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from services.teachers.adapter import DIALECTS, decode, dialect_of, open_adapter
 from services.teachers.chat import Chat
 from services.teachers.credentials import credential_id, lane_key, resolve_key
 from services.teachers.dialect import is_strict
+from services.teachers.http import plain
 from services.teachers.scripted import ScriptedAdapter
 from services.teachers.verdict import classify, hint_of
 
@@ -361,3 +364,20 @@ def test_lanes_of_one_account_share_limits_and_their_name_holds_no_key(monkeypat
     assert "canary" not in one
     assert credential_id(lanes[0].model_copy(update={"model": "gpt-4o"}), None) != one
     assert [dialect_of(lane) for lane in lanes] == ["chat"] * 3
+
+
+def test_an_error_that_a_gateway_sends_with_status_200_is_no_answer() -> None:
+    assert classify(200, b'{"error": {"code": 429, "message": "slow"}}', {}).kind is VerdictKind.RATE_LIMITED
+    assert classify(200, b'{"error": {"message": "upstream"}}', {}).kind is VerdictKind.TRANSIENT
+    assert classify(200, b'{"error": null, "choices": []}', {}).kind is VerdictKind.ANSWERED
+
+
+def test_a_compressed_body_is_read_and_a_damaged_one_kept() -> None:
+    assert plain(gzip.compress(b"{}"), "gzip") == plain(zlib.compress(b"{}"), "deflate") == plain(b"{}", "") == b"{}"
+    assert plain(b"nope", "gzip") == b"nope"
+
+
+def test_a_date_in_retry_after_is_read_by_the_servers_own_clock() -> None:
+    headers = {"date": "Wed, 25 Nov 2026 10:00:00 GMT", "retry-after": "Wed, 25 Nov 2026 10:00:07 GMT"}
+    assert classify(429, b"", headers).retry_after == 7
+    assert classify(429, b"", {"retry-after": headers["retry-after"]}).retry_after is None

@@ -2,13 +2,15 @@
 twice without need, and the books agree with the teacher's bill. Real sockets, one process, no Ray."""
 
 import asyncio
+import pickle
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from schemas.call import Call, Message, Sampling, call_key
+from schemas.call import Call, Message, Reply, Sampling, call_key
 from schemas.lane import Teacher
 from schemas.money import Amount, Price
 from services.fake_teacher.server import Behaviour, serve
@@ -91,3 +93,29 @@ def test_a_fault_of_one_kind(tmp_path: Path, fault: str, provider: str) -> None:
     if fault not in UNREADABLE:
         assert -(-(spent - index.totals.in_doubt_nano) // 1000) == bill["answered_micro_usd"]
     assert spent >= bill["usd"] * 1e9 - 0.5
+
+
+async def answer_of_an_echo(key_file: Path) -> Reply:
+    """What comes back from a server that answers with the request's own headers."""
+
+    async def echo(request: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": dict(request.headers)}}, status=400)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", echo)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    teacher = lane("openai", f"http://127.0.0.1:{runner.addresses[0][1]}")
+    adapter = open_adapter(teacher.model_copy(update={"api_key": f"file:{key_file}"}))
+    try:
+        return await adapter.send(calls()[0])
+    finally:
+        await adapter.close()
+        await runner.cleanup()
+
+
+def test_a_server_that_echoes_the_request_gives_no_key_away(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-canary-77aa")
+    reply = asyncio.run(answer_of_an_echo(tmp_path / "key"))
+    assert b"Bearer [key]" in reply.body and b"canary" not in pickle.dumps(reply)
