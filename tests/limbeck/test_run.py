@@ -29,6 +29,14 @@ def lane(teacher: RunningTeacher, **options: Any) -> dict[str, Any]:
     return {"provider": "openai", "model": "m", "base_url": teacher.base_url, "free": True, **options}
 
 
+def instruct_job(job: Write, jsonl: Write, teacher: RunningTeacher, **instruct: int) -> Path:
+    """Twelve instructions to answer, and more to write from two examples each."""
+    seeds = jsonl([{"id": f"s{i}", "instruction": f"Do useful thing number {i}."} for i in range(12)])
+    source = {"path": str(seeds), "fields": {"id": "id", "input": "instruction"}}
+    asked = {"examples": 2, **instruct}
+    return job(seeds, pipeline="instruct", source=source, teachers=[lane(teacher)], instruct=asked)
+
+
 def test_a_cot_run_publishes_every_row_once_and_says_what_it_did(
     command: Command, job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
@@ -91,15 +99,8 @@ def test_the_published_rows_load_as_a_dataset_and_do_not_depend_on_workers_or_or
 def test_instructions_are_written_answered_and_accounted_for(
     command: Command, job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
-    seeds = jsonl([{"id": f"s{i}", "instruction": f"Do useful thing number {i}."} for i in range(12)])
     with teacher_server() as teacher:
-        spec = job(
-            seeds,
-            pipeline="instruct",
-            source={"path": str(seeds), "fields": {"id": "id", "input": "instruction"}},
-            teachers=[lane(teacher)],
-            instruct={"generate": 10, "per_call": 4, "examples": 2},
-        )
+        spec = instruct_job(job, jsonl, teacher, generate=10, per_call=4)
         run = tmp_path / "run"
         done = command("run", spec, "--out", run)
         assert done.returncode == 0, done.stderr
@@ -118,15 +119,8 @@ def test_instructions_are_written_answered_and_accounted_for(
 def test_calls_that_write_no_instruction_are_among_the_rejected_and_the_sum_holds(
     command: Command, job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
-    seeds = jsonl([{"id": f"s{i}", "instruction": f"Do useful thing number {i}."} for i in range(12)])
     with teacher_server("--faults", "refusal:0.4") as teacher:
-        spec = job(
-            seeds,
-            pipeline="instruct",
-            source={"path": str(seeds), "fields": {"id": "id", "input": "instruction"}},
-            teachers=[lane(teacher)],
-            instruct={"generate": 12, "per_call": 2, "examples": 2},
-        )
+        spec = instruct_job(job, jsonl, teacher, generate=12, per_call=2)
         run = tmp_path / "run"
         assert command("run", spec, "--out", run).returncode == 0
     said = manifest(run)["rows"]
