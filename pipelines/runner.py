@@ -196,10 +196,10 @@ class Run:
         self._open_books()
         self._publish(self._partial_plan(), self._unanswered)
         if unanswered := self.manifest.rows.rejected.get("unanswered"):
-            self.manifest.notes = [
+            self.manifest.notes.append(
                 f"{unanswered:,} rows have no answer to this prompt in the journal and are now rejected as unanswered; "
                 "limbeck run with the same spec asks for them"
-            ]
+            )
         return self.manifest
 
     def _too_large(self, row: Row, call: Call) -> Rejection | None:

@@ -118,9 +118,7 @@ class Pool:
     _short: float = 0.0
     _rich_since: Seconds | None = None
     _short_at: Seconds = float("-inf")
-    _turns: dict[str, int] = field(
-        default_factory=dict
-    )  # calls that ended, by worker and by run, while turns are taken
+    _turns: dict[str, int] = field(default_factory=dict)  # calls that ended, by worker and by run, in turn-taking
 
     def renew(self, report: Report, now: Seconds) -> Grant:
         """Take a report in and hand out what there is."""

@@ -155,10 +155,8 @@ class Fleet:
             # A lane that closed late gave calls back after the other lanes had run dry: they take them over.
             # `stopped` stands beside the ends: a stop before a plan's first unit ends its workers as done.
             now: Progress = ray.get(self._feed.progress.remote())
-            stuck, before = (
-                now.sent + now.failed == before,
-                now.sent + now.failed,
-            )  # what is left fits no lane that is left
+            moved = now.sent + now.failed
+            stuck, before = moved == before, moved  # what is left fits no lane that is left
             reasons = {end.reason for end in ends} | ({"stopped"} if stopped else set())
             if not self._workers or stuck or "stopped" in reasons:
                 raise self._unfinished(reasons)

@@ -86,7 +86,8 @@ def test_replay_of_a_prompt_that_was_never_sent_rejects_the_rows_and_a_run_asks_
     run = tmp_path / "run"
     run_it(job(questions), run)
     other = job(questions, "other.yaml", prompt={"system": "Be brief."})
-    assert replay(run, other).rows.rejected == {"unanswered": 40}
+    replayed = replay(run, other)
+    assert replayed.rows.rejected == {"unanswered": 40} and "40 rows have no answer" in replayed.notes[-1]
     assert run_it(other, run).rows.accepted == 40
 
 
