@@ -11,6 +11,7 @@ the share of a request and of a token limit that is used from the fifth second o
 import argparse
 import asyncio
 import json
+import socket
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from processes import measured
 from rich.console import Console
@@ -61,12 +63,16 @@ def write_job(
     return path
 
 
-def run_job(folder: Path, count: int, number: int) -> tuple[float, float, dict[str, float]]:
-    """(CPU seconds, calls a second between the first and the last answer, CPU by process)."""
-    with teacher_server(*SERVER) as teacher:
+def run_job(folder: Path, count: int, number: int, address: str, port: int) -> tuple[float, float, dict[str, float]]:
+    """(CPU seconds, calls a second between the first and the last answer, CPU by process) on the cluster at `address`,
+    all of whose processes count, against a teacher that is always at `port`: it then has one governor throughout."""
+    ray_processes = [process.pid for process in psutil.Process().children()]
+    with teacher_server(*SERVER, "--port", str(port)) as teacher:
         spec = write_job(folder, teacher, count, {"concurrency": IN_FLIGHT}, f"cost-{count}")
-        command = [*LIMBECK, "run", str(spec), "--out", str(folder / f"run-{count}-{number}")]
-        with measured(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as (process, tree):
+        command = [*LIMBECK, "run", str(spec), "--out", str(folder / f"run-{count}-{number}"), "--address", address]
+        with measured(command, ray_processes, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as (
+            process, tree,
+        ):  # fmt: skip
             process.wait()
         assert process.returncode == 0
         bill = teacher.bill()
@@ -114,6 +120,12 @@ def run_peer(command: list[str], folder: Path, count: int, rpm: int = 0) -> tupl
         return tree.cpu_s, teacher.bill()
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
 def speed(bill: dict[str, Any]) -> float:
     """Calls a second from the first to the last."""
     return float(bill["calls"] / (bill["last_at"] + LATENCY - bill["first_at"]))
@@ -132,11 +144,12 @@ class Costs:
         print(f"{who}: {self.slopes[who][-1]:.2f} ms, {calls_a_second:.0f}/s", file=sys.stderr, flush=True)
 
 
-def cost(folder: Path, repeats: int) -> Table:
-    found, parts = Costs(), []
+def cost(folder: Path, repeats: int, address: str) -> Table:
+    """One cluster for all rounds: its start costs several times what is measured, and never twice the same."""
+    found, parts, port = Costs(), [], free_port()
     for number in range(repeats):
-        small, _, before = run_job(folder, SMALL, number)
-        large, calls_a_second, after = run_job(folder, LARGE, number)
+        small, _, before = run_job(folder, SMALL, number, address, port)
+        large, calls_a_second, after = run_job(folder, LARGE, number, address, port)
         found.add("limbeck", large - small, LARGE - SMALL, calls_a_second)
         parts.append({name: (after[name] - before.get(name, 0.0)) / (LARGE - SMALL) * 1000 for name in after})
         bare_small, _ = run_bare(SMALL)
@@ -167,7 +180,7 @@ def used(bill: dict[str, Any], limit: float, column: int) -> tuple[float, float]
 
 @contextmanager
 def cluster() -> Iterator[str]:
-    """A Ray of its own for runs that share a governor."""
+    """A Ray of its own, for the runs of one measurement."""
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
@@ -250,7 +263,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         if "cost" in options.parts:
-            Console().print(cost(Path(place), options.repeats))
+            with cluster() as address:
+                Console().print(cost(Path(place), options.repeats, address))
         if "limits" in options.parts:
             Console().print(limits(Path(place), options.seconds))
 

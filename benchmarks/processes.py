@@ -2,8 +2,8 @@
 
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -11,10 +11,11 @@ SAMPLE_S = 0.05
 
 
 class Tree:
-    """Samples a process tree; a process that ended keeps its last figure."""
+    """Samples what the processes below `roots` use from now on; a process that ended keeps its last figure."""
 
-    def __init__(self, root: int) -> None:
-        self._root = psutil.Process(root)
+    def __init__(self, *roots: int) -> None:
+        self._roots = [psutil.Process(root) for root in roots]
+        self._before: dict[tuple[int, float], float] = {}
         self._cpu: dict[tuple[int, float], tuple[str, float]] = {}
         self.peak_rss = 0
         self._stop = threading.Event()
@@ -26,19 +27,21 @@ class Tree:
 
     def _sample(self) -> None:
         rss = 0
-        try:
-            processes = [self._root, *self._root.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return
-        for process in processes:
+        for process in self._processes():
             try:
                 with process.oneshot():
                     times, name = process.cpu_times(), process.name()
                     rss += process.memory_info().rss
-                    self._cpu[process.pid, process.create_time()] = (name, times.user + times.system)
+                    key = (process.pid, process.create_time())
+                    self._cpu[key] = (name, times.user + times.system - self._before.get(key, 0.0))
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         self.peak_rss = max(self.peak_rss, rss)
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        for root in self._roots:
+            with suppress(psutil.NoSuchProcess):
+                yield from (root, *root.children(recursive=True))
 
     def by_name(self) -> dict[str, float]:
         """CPU seconds by process name."""
@@ -52,18 +55,24 @@ class Tree:
         return sum(seconds for _, seconds in self._cpu.values())
 
     def __enter__(self) -> "Tree":
+        self._sample()
+        self._before = {key: seconds for key, (_, seconds) in self._cpu.items()}
+        self._sample()
         self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._sample()
 
 
 @contextmanager
-def measured(command: list[str], **options: object) -> Iterator[tuple["subprocess.Popen[str]", Tree]]:
-    """Start a command and measure its tree until the block is left, which waits for it."""
+def measured(
+    command: list[str], also: Sequence[int] = (), **options: object
+) -> Iterator[tuple["subprocess.Popen[str]", Tree]]:
+    """Start a command and measure its tree, and what runs below `also`, until the block is left, which waits for it."""
     process = subprocess.Popen(command, text=True, start_new_session=True, **options)  # type: ignore[call-overload]
-    with Tree(process.pid) as tree:
+    with Tree(process.pid, *also) as tree:
         yield process, tree
         process.wait()

@@ -79,7 +79,7 @@ class _Sums:
     reserved_nano: float = 0.0
 
     def add(self, call: Call, teacher: Teacher, times: float) -> None:
-        self.reserved_nano += times * worst_case(call, teacher).money.nano_usd
+        self.reserved_nano += times * worst_case(call, teacher.rates).money.nano_usd
         self.calls += times
         self.bytes += times * sum(len(m.content.encode()) for m in call.messages)
         self.most_output += times * call.sampling.max_tokens
@@ -100,7 +100,7 @@ def estimate(spec: JobSpec, plan: RowPlan) -> Estimate:
         seen.add(mark)
         if not any(affordable(call, spec.teachers[number], spec.budget) for number in takers):
             found.too_dear.append(name)
-        speeds = [calls_a_minute(spec.teachers[n], worst_case(call, spec.teachers[n])) for n in takers]
+        speeds = [calls_a_minute(spec.teachers[n], worst_case(call, spec.teachers[n].rates)) for n in takers]
         for number, speed in zip(takers, speeds, strict=True):
             sums[number].add(call, spec.teachers[number], times * speed / sum(speeds))
     found.lanes = [_lane(t, s) for t, s in zip(spec.teachers, sums, strict=True)]
@@ -110,7 +110,7 @@ def estimate(spec: JobSpec, plan: RowPlan) -> Estimate:
 
 def affordable(call: Call, teacher: Teacher, budget: Budget | None) -> bool:
     """Whether the whole budget covers the most that a call can cost; if not, it is never sent."""
-    money = worst_case(call, teacher).money
+    money = worst_case(call, teacher.rates).money
     if budget is None:
         return True
     usd = budget.usd is None or money.nano_usd <= nano_usd(budget.usd)

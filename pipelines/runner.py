@@ -142,7 +142,7 @@ class Run:
         first = next((call for _, call in sendable(self.plan())), None)
         if self.spec.source.on_error == "reject" or not limits or first is None:
             return
-        demand = worst_case(first, self.spec.teachers[0])
+        demand = worst_case(first, self.spec.teachers[0].rates)
         wanted = self._instruct()
         shown_bytes = self._scan.longest * (1 + (wanted.examples if wanted.generate else 0))
         if demand.input_tokens + demand.output_tokens + shown_bytes // 4 <= min(limits):

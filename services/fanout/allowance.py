@@ -78,6 +78,11 @@ class Allowance:
             for name, level in self._levels.items()
         )
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as many calls are in flight as may be."""
+        return 0 < self.window <= self.in_flight
+
     def is_leased(self, now: Seconds) -> bool:
         """Whether the leases that calls need are in force."""
         return (not self.governed or now <= self._until) and (not self.banked or now <= self._bank_until)

@@ -57,10 +57,10 @@ class Sender:
     def __init__(
         self, teacher: Teacher, adapter: Adapter, journal: JournalWriter, allowance: Allowance, leases: Leases | None
     ) -> None:
-        self._teacher, self._adapter, self._journal = teacher, adapter, journal
+        self._adapter, self._journal = adapter, journal
         self._allowance, self._leases = allowance, leases
-        self._dialect = dialect_of(teacher)
-        self._noted = allowance.banked or not teacher.rates.free  # attempts are journalled before they leave
+        self._name, self._rates, self._dialect = teacher.name, teacher.rates, dialect_of(teacher)
+        self._noted = allowance.banked or not self._rates.free  # attempts are journalled before they leave
         self._waiting: deque[tuple[Demand, asyncio.Future[Demand]]] = deque()
         self._need, self._ended = asyncio.Event(), asyncio.Event()
         self.freed = asyncio.Event()  # set when there is room for more calls, or no more are wanted
@@ -107,8 +107,8 @@ class Sender:
 
     async def run(self, call: Call) -> None:
         """See one call through to an answer or a final failure in the journal; `Stopped` where the worker stops."""
-        key = call_key(self._teacher.name, call.content())
-        demand = worst_case(call, self._teacher)
+        key = call_key(self._name, call.content())
+        demand = worst_case(call, self._rates)
         first: Reply | None = await self._attempt(call, key, demand)
         assert first is not None
         reply = first
@@ -187,7 +187,8 @@ class Sender:
             return self._allowance.start(demand)
         ready: asyncio.Future[Demand] = loop.create_future()
         self._waiting.append((demand, ready))
-        self._need.set()
+        if not self._allowance.is_full:
+            self._need.set()  # a lease is short; where only the window is, the next call to end makes room
         return await ready
 
     def _start_waiting(self, now: float) -> None:
@@ -225,11 +226,11 @@ class Sender:
 
     def _record_answer(self, key: bytes, attempt: bytes, demand: Demand, reply: Reply) -> Amount:
         usage = reply.usage
-        nano = demand.money.nano_usd if usage is None else self._teacher.rates.cost(usage)
+        nano = demand.money.nano_usd if usage is None else self._rates.cost(usage)
         counted = usage or Usage()
         tokens = demand.money.tokens if usage is None else counted.input_tokens + counted.output_tokens
         meta = {
-            "teacher": self._teacher.name, "dialect": self._dialect, "nano_usd": nano,
+            "teacher": self._name, "dialect": self._dialect, "nano_usd": nano,
             "in": counted.input_tokens, "out": counted.output_tokens,
         }  # fmt: skip
         if usage is None:

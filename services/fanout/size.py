@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from schemas.call import Call
 from schemas.lane import Teacher
-from schemas.money import Amount, Usage
+from schemas.money import Amount, Price, Usage
 
 TURN_BYTES = 64  # what a chat template adds to a message, as an upper bound in tokens
 
@@ -28,13 +28,13 @@ class Demand(NamedTuple):
         return float(parts.get(name, self.output_tokens))
 
 
-def worst_case(call: Call, teacher: Teacher) -> Demand:
-    """The most that a call can take. No tokenizer makes more tokens than a text has bytes."""
+def worst_case(call: Call, rates: Price) -> Demand:
+    """The most that a call can take at a lane's prices. No tokenizer makes more tokens than a text has bytes."""
     size = sum(len(m.content.encode()) + TURN_BYTES for m in call.messages)
     if call.schema is not None:
         size += len(call.schema.encode()) + SCHEMA_TOKENS
     most = Usage(size, call.sampling.max_tokens)
-    money = Amount(teacher.rates.cost(most), size + call.sampling.max_tokens, 1)
+    money = Amount(rates.cost(most), size + call.sampling.max_tokens, 1)
     # Rates are kept on an estimate (about four bytes a token), money on the bound.
     return Demand(size // 4 + 1, call.sampling.max_tokens, money, call.sampling.max_tokens)
 
@@ -44,5 +44,5 @@ def fits(call: Call, teacher: Teacher) -> bool:
     limits = teacher.limits.rates
     if set(limits) <= {"requests"}:
         return True
-    demand = worst_case(call, teacher)
+    demand = worst_case(call, teacher.rates)
     return all(demand.rate(name) <= limit for name, limit in limits.items())

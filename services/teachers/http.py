@@ -7,7 +7,6 @@ transport; earlier 1.0 ms through its `post` and 2.7 ms through `chat.completion
 the packages' own retries, which belong to Limbeck.
 """
 
-import asyncio
 import json
 import os
 import socket
@@ -18,7 +17,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import aiohttp
-import anyio
 import certifi
 import yarl
 
@@ -84,20 +82,14 @@ class HttpAdapter:
     """One lane's connection pool."""
 
     def __init__(self, dialect: Dialect, sdk: Sdk, timeout_s: float) -> None:
-        self._dialect, self._sdk, self._timeout_s = dialect, sdk, timeout_s
-        self._timeout = aiohttp.ClientTimeout(sock_connect=min(CONNECT_S, timeout_s), sock_read=timeout_s)
+        self._dialect, self._sdk = dialect, sdk
+        # `total` ends a body that drips for ever, too.
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_S, timeout_s))
         self._session: aiohttp.ClientSession | None = None
         self._hinted_at = 0.0
 
     async def send(self, call: Call) -> Reply:
         """Send once. Every failure becomes a verdict; the transport's errors hold the key, so none leaves here."""
-        # The transport's timeouts are a read's; a body that drips for ever needs a limit of its own.
-        with anyio.move_on_after(self._timeout_s) as limit:
-            return await self._send(call)
-        assert limit.cancelled_caught
-        return Reply(Verdict(VerdictKind.TIMEOUT, f"no whole answer in {self._timeout_s:g} s"))
-
-    async def _send(self, call: Call) -> Reply:
         content = json.dumps(self._dialect.request(call), separators=(",", ":")).encode()
         try:
             # A redirect would carry the prompt elsewhere.
@@ -163,5 +155,6 @@ def _transport_verdict(error: BaseException) -> Verdict:
         unsent = unsent or isinstance(cause, UNSENT)
     if unsent:
         return Verdict(VerdictKind.UNREACHABLE, type(innermost).__name__)
-    late = isinstance(innermost, asyncio.TimeoutError)
-    return Verdict(VerdictKind.TIMEOUT if late else VerdictKind.IN_DOUBT, type(innermost).__name__)
+    if isinstance(error, TimeoutError) or isinstance(innermost, TimeoutError):
+        return Verdict(VerdictKind.TIMEOUT, "no whole answer within timeout_s")
+    return Verdict(VerdictKind.IN_DOUBT, type(innermost).__name__)
