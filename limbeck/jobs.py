@@ -46,6 +46,10 @@ def run(
     cluster.check_address(address)
     with this.stage("ray"):
         cluster.connect(address)
+    if spec.train is not None:
+        from training.loop import check_workers
+
+        check_workers(spec.train.workers)
     directory.open(spec, this.started())
     ready()
     with _recorded(this):

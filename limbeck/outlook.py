@@ -16,23 +16,28 @@ def ranged(value: Range, form: str = ",.0f", before: str = "") -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def duration(hours: Range) -> str:
+    """Hours, or minutes where they are few."""
+    if hours.high >= 1:
+        return f"{ranged(hours, ',.2f')} h"
+    return f"{ranged(Range(60 * hours.low, 60 * hours.high), '.1f')} min"
+
+
 def outlook(spec: JobSpec, found: Estimate) -> Table:
     """A line for each lane and one for the whole."""
     rows = f"{found.rows:,} rows" + (f", {found.generated:,} to be written" if found.generated else "")
     rows += f", {found.unusable:,} unusable" if found.unusable else ""
-    table = Table("teacher", "calls", "input tokens", "output tokens", "USD", "hours", title=f"{spec.name}: {rows}",
+    table = Table("teacher", "calls", "input tokens", "output tokens", "USD", "time", title=f"{spec.name}: {rows}",
                   title_justify="left")  # fmt: skip
     for lane in found.lanes:
-        hours = ranged(lane.hours, ".2f") if lane.hours else "no limit named"
+        hours = duration(lane.hours) if lane.hours else "no limit named"
         table.add_row(
             Text(lane.teacher), f"{lane.calls:,}", ranged(lane.input_tokens), ranged(lane.output_tokens),
             ranged(lane.usd, ",.4f", "$"), hours,
         )  # fmt: skip
     total = found.hours
     table.add_section()
-    table.add_row(
-        "all", f"{found.calls:,}", "", "", ranged(found.usd, ",.4f", "$"), ranged(total, ".2f") if total else ""
-    )
+    table.add_row("all", f"{found.calls:,}", "", "", ranged(found.usd, ",.4f", "$"), duration(total) if total else "")
     budget = spec.budget.usd if spec.budget else None
     if budget is not None:
         enough = "covers every call at its reservation" if budget >= found.reserved_usd else (

@@ -111,5 +111,6 @@ def summary(manifest: Manifest, metrics: dict[str, Any] | None, out: Path) -> Ta
     if metrics:
         for label, name in (("student loss", "loss"), ("student ROUGE-L", "rouge_l")):
             table.add_row(label, f"{metrics[name + '_before']:.3f} before, {metrics[name + '_after']:.3f} after")
-    table.add_row("report", Text(str(out / "report.html")))
+    if (report := out / "report.html").is_file():
+        table.add_row("report", Text(str(report)))
     return table

@@ -14,6 +14,7 @@ from schemas.job import JobSpec
 from schemas.manifest import Manifest
 
 BINS = 24
+SHOWN = 2_000  # characters of a text; the dataset holds all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def write_report(spec: JobSpec, run: RunDirectory, manifest: Manifest) -> None:
         spec=spec, manifest=manifest, funnel=funnel(manifest), student=student_of(run),
         asked=histogram([w[0] for w in shown["words"]]), answered=histogram([w[1] for w in shown["words"]]),
         samples=shown["samples"], clusters=shown["clusters"], rejections=shown["rejections"],
-        agree=shown["agree"], judged=shown["judged"],
+        agree=shown["agree"], judged=shown["judged"], SHOWN=SHOWN,
     )  # fmt: skip
     replace_text(run.report, page)
 

@@ -3,13 +3,9 @@
 Every pass over a source yields the same rows in the same order, so plans and harvests agree without keeping rows.
 """
 
-import csv
-import glob
-import gzip
 import hashlib
 import json
 import math
-import zlib
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,11 +17,9 @@ import numpy as np
 from schemas.errors import SpecError
 from schemas.hub import require_hub
 from schemas.job import Source
+from schemas.text_files import TOO_MANY_CELLS, files_of, is_unicode, parsed, text_entries
 
-csv.field_size_limit(64 * 2**20)
 MOST_CHOICES = 26  # they are shown as (a) to (z)
-TOO_MANY_CELLS = "too many cells"
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,64 +52,6 @@ class Malformed:
             object.__setattr__(self, name, getattr(self, name).encode("utf-8", "backslashreplace").decode())
 
 
-def files_of(path: str) -> list[Path]:
-    """The files that a source path names, in name order. `SpecError` where there is none."""
-    if Path(path).is_dir():
-        found = sorted(p for p in Path(path).iterdir() if p.name.endswith(SUFFIXES))
-        if not found:
-            raise SpecError(f"source missing: {path} holds no {', '.join(SUFFIXES)} file", "name a file")
-    elif any(mark in path for mark in "*?[") and not Path(path).exists():
-        found = sorted(Path(p) for p in glob.glob(path, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
-        if not found:
-            raise SpecError(f"source missing: nothing matches {path}", "check the pattern and the folder")
-    elif Path(path).is_file():
-        found = [Path(path)]
-    else:
-        raise SpecError(f"source missing: {path}: no such file", "paths are relative to the spec's folder")
-    for file in found:
-        if not file.name.endswith(SUFFIXES):
-            raise SpecError(f"source {file}: unknown kind of file", f"known: {', '.join(SUFFIXES)}")
-    return found
-
-
-def _jsonl(file: Path) -> Iterator[tuple[str, Any]]:
-    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield f"{file}:{number}", line
-
-
-def _parsed(entry: Any) -> Any:
-    """The object of a raw JSON line; other readers hand objects over as they are."""
-    return json.loads(entry) if isinstance(entry, bytes) else entry
-
-
-def _whole_json(file: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise SpecError(f"source malformed: {file}: {error}", "a .json source is one list of objects") from None
-    if not isinstance(rows, list):
-        raise SpecError(f"source malformed: {file}: not a list of objects", "one object a line belongs in .jsonl")
-    yield from ((f"{file}[{i}]", row) for i, row in enumerate(rows))
-
-
-def _csv(file: Path) -> Iterator[tuple[str, Any]]:
-    with file.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle, strict=True)
-        try:
-            header = reader.fieldnames or []
-            if twice := {name for name in header if header.count(name) > 1}:
-                raise SpecError(f"source malformed: {file}: column {min(twice)!r} stands twice", "rename one of them")
-            for row in reader:
-                # Cells beyond the header come under None: an unquoted comma has cut the text in two.
-                yield f"{file}:{reader.line_num}", TOO_MANY_CELLS if None in row else row
-        except csv.Error as error:
-            raise SpecError(
-                f"source malformed: {file}:{reader.line_num + 1}: {error}", "is every quote closed?"
-            ) from None
-
-
 def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -145,19 +81,13 @@ def _hugging_face(name: str) -> Iterator[tuple[str, Any]]:
         raise SpecError(f"source missing: hf:{name}: {line}", "check the name, the split and the network") from None
 
 
-READERS = {".jsonl": _jsonl, ".gz": _jsonl, ".json": _whole_json, ".csv": _csv, ".parquet": _parquet}
-
-
 def entries(path: str) -> Iterator[tuple[str, Any]]:
     """(where, raw line or object) of every entry."""
     if path.startswith("hf:"):
         yield from _hugging_face(path.removeprefix("hf:"))
         return
-    for file in files_of(path):
-        try:
-            yield from READERS[file.suffix](file)
-        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-            raise SpecError(f"source malformed: {file}: {error}", "is the file whole and UTF-8?") from None
+    for file in files_of(path, "source"):
+        yield from _parquet(file) if file.suffix == ".parquet" else text_entries(file, "source")
 
 
 class RowReader:
@@ -180,11 +110,11 @@ class RowReader:
         raw = entry.decode("utf-8", "replace").strip() if isinstance(entry, bytes) else ""
         at = where.rsplit("/", 1)[-1]
         try:
-            values = _parsed(entry)
+            values = parsed(entry)
         except (ValueError, RecursionError) as error:
             return Malformed(at, "malformed", where, f"not valid JSON: {error}", raw)
         if values is TOO_MANY_CELLS:
-            return Malformed(at, "malformed", where, "more cells than the header has; quote texts that hold commas")
+            return Malformed(at, "malformed", where, TOO_MANY_CELLS)
         if not isinstance(values, dict):
             return Malformed(at, "malformed", where, f"a {type(values).__name__}, not an object", raw)
         raw = raw or json.dumps(values, ensure_ascii=False, default=str)
@@ -221,8 +151,8 @@ class RowReader:
         if not text.strip():
             return "blank", f"field {self._input!r} is blank"
         for name in (self._input, self._id, self._gold):
-            if name and isinstance(values.get(name), str) and not _is_unicode(values[name]):
-                return "not_text", f"field {name!r} is not valid Unicode (a lone surrogate)"
+            if name and isinstance(values.get(name), str) and not is_unicode(values[name]):
+                return "not_text", f"field {name!r} is not valid Unicode (no UTF-8, or a lone surrogate)"
         if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
             return (
                 "not_text",
@@ -249,7 +179,7 @@ class RowReader:
         if not self._choices:
             return None
         choices = values[self._choices]
-        if not isinstance(choices, list | tuple) or not all(isinstance(c, str) and _is_unicode(c) for c in choices):
+        if not isinstance(choices, list | tuple) or not all(isinstance(c, str) and is_unicode(c) for c in choices):
             return "not_text", f"field {self._choices!r} is not a list of texts"
         if not all(choice.strip() for choice in choices):
             return "blank", f"field {self._choices!r} has a blank choice"
@@ -261,11 +191,6 @@ class RowReader:
                 f"field {self._choices!r} has {len(choices)} choices, more than there are letters",
             )
         return None
-
-
-def _is_unicode(text: str) -> bool:
-    """False for text with lone surrogates: JSON can hold it, UTF-8 cannot."""
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def content_id(text: str, choices: tuple[str, ...] = ()) -> str:

@@ -66,18 +66,26 @@ def _trainer_class(outlives_us: bool) -> Any:
     return OwnRayTrainer
 
 
+def check_workers(workers: int) -> None:
+    """`SpecError` where the connected cluster has GPUs, and fewer than workers."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus and workers > gpus:
+        raise SpecError(f"train.workers: {workers}, the cluster has {gpus} GPUs", "set workers lower")
+
+
 def _scaling(workers: int) -> Any:
     """All cores and GPUs of the cluster, shared out evenly. Ray would otherwise leave each worker one thread."""
     import ray
     import ray.train
 
+    check_workers(workers)
     have = ray.cluster_resources()
-    gpus = int(have.get("GPU", 0))
-    if gpus and workers > gpus:
-        raise SpecError(f"workers: {workers}, the cluster has {gpus} GPUs", "set workers lower")
+    gpus = bool(have.get("GPU"))
     cores = max(1.0, have.get("CPU", 1) // workers)
     cores = min(cores, have.get("CPU", 1) / workers)
-    return ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker={"CPU": cores})
+    return ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": cores})
 
 
 def _fitted(trainer: Any, work: Path, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]) -> None:

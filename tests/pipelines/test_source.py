@@ -114,3 +114,12 @@ def test_rows_without_ids_get_one_from_their_content_and_repeats_stay_apart(json
 def test_numbers_serve_as_ids_and_gold_labels(jsonl: Callable[..., Path]) -> None:
     found = source(jsonl([{"id": 7, "q": "x", "a": 4.5}]), fields={"id": "id", "input": "q", "label": "a"})
     assert list(usable(found, scan(found).duplicates)) == [Row("7", "x", gold="4.5")]
+
+
+def test_a_csv_row_that_is_no_utf8_is_set_aside_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes("id,q\na,good\nb,caf\xe9\nc,good too\n".encode("latin-1"))
+    with pytest.raises(SpecError, match=r"rows\.csv:3.*Unicode"):
+        scan(source(path))
+    rows = list(usable(source(path, on_error="reject"), frozenset()))
+    assert [(r.id, isinstance(r, Row)) for r in rows] == [("a", True), ("b", False), ("c", True)]

@@ -84,3 +84,20 @@ def test_fields_are_mapped(jsonl: Callable[..., Path]) -> None:
     path = jsonl([{"q": "a", "r": "b"}, {"q": "c", "r": "d"}])
     data = TrainingData(path=str(path), fields={"prompt": "q", "response": "r"})
     assert load_pairs(data) == [Pair("a", "b"), Pair("c", "d")]
+
+
+def test_texts_stay_what_they_were(jsonl: Callable[..., Path], tmp_path: Path) -> None:
+    """What looks like a date, a number or nothing is text all the same."""
+    odd = [Pair("2024-01-31", "2024-01-31T10:00:00Z"), Pair("007", "NA"), Pair("1e5", "null")]
+    lines = jsonl([{"prompt": p.prompt, "response": p.response} for p in odd])
+    table = tmp_path / "rows.csv"
+    table.write_text("prompt,response\n" + "".join(f"{p.prompt},{p.response}\n" for p in odd))
+    assert load_pairs(TrainingData(path=str(lines))) == load_pairs(TrainingData(path=str(table))) == odd
+
+
+def test_a_bad_row_is_named_by_its_line_wherever_it_stands(jsonl: Callable[..., Path]) -> None:
+    good = [{"prompt": "a", "response": "b"}] * 5
+    with pytest.raises(SpecError, match=r"rows\.jsonl:6: not valid JSON"):
+        check_data(TrainingData(path=str(jsonl([*good, "{oops"]))))
+    with pytest.raises(SpecError, match=r"rows\.jsonl:6: absent field 'response'"):
+        check_data(TrainingData(path=str(jsonl([*good, {"prompt": "a"}]))))
