@@ -153,17 +153,21 @@ def test_a_run_whose_feed_is_killed_says_so_and_goes_on_when_it_is_run_again(
     assert said.rows.accepted == 200
 
 
-@pytest.mark.parametrize("actor", ["Governor", "Cashier"])
-def test_a_governor_or_a_cashier_that_is_killed_comes_back_and_the_run_goes_on(
-    job: Write, jsonl: Write, tmp_path: Path, actor: str
+def test_a_governor_and_a_cashier_that_are_killed_come_back_and_the_run_goes_on(
+    job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
-    kill = KillAt(actor, 60)
+    kills = [KillAt("Governor", 60), KillAt("Cashier", 160)]
+
+    def watch(manifest: Manifest) -> None:
+        for kill in kills:
+            kill(manifest)
+
     with teacher_server("--latency", "0.1", "--price", "1:1") as teacher:
         paid = {**lane(teacher, limits={"concurrency": 12}), "free": False, "price": {"input": 1, "output": 1}}
         spec = job(questions(jsonl, 300), teachers=[paid], budget={"usd": 1.0})
-        said = run_it(spec, tmp_path / "run", watch=kill)
+        said = run_it(spec, tmp_path / "run", watch=watch)
         bill = teacher.bill()
-    assert kill.killed and bill["repeated"] == 0 and said.rows.accepted == 300
+    assert all(kill.killed for kill in kills) and bill["repeated"] == 0 and said.rows.accepted == 300
     assert said.spend.usd == bill["usd"]
 
 
