@@ -18,9 +18,10 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -51,9 +52,13 @@ def rows(folder: Path, count: int) -> Path:
 
 
 def write_job(
-    folder: Path, teacher: RunningTeacher, count: int, limits: dict[str, Any], name: str, **more: Any
-) -> Path:
-    lane = {"provider": "openai", "model": "m", "base_url": teacher.base_url, "price": PRICE, "limits": limits}
+    folder: Path, teacher: RunningTeacher, count: int, limits: dict[str, Any], name: str,
+    lane: Mapping[str, Any] = MappingProxyType({}), **more: Any,
+) -> Path:  # fmt: skip
+    """A cot job on the fake teacher; `lane` and `more` in place of what the benchmarks share."""
+    lane = {
+        "provider": "openai", "model": "m", "base_url": teacher.base_url, "price": PRICE, "limits": limits, **lane,
+    }  # fmt: skip
     spec = {
         "name": name, "pipeline": "cot", "source": {"path": str(rows(folder, count))}, "teachers": [lane],
         "sampling": {"max_tokens": 64}, "budget": {"usd": 1000}, **more,

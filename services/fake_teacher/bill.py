@@ -16,7 +16,7 @@ class Bill:
     calls: int = 0
     lost: int = 0  # produced and charged, then torn on the wire
     usage: Usage = field(default_factory=Usage)
-    lost_usage: Usage = field(default_factory=Usage)
+    untold_usage: Usage = field(default_factory=Usage)  # of answers whose caller cannot read what they used
     contents: Counter[bytes] = field(default_factory=Counter)
     lost_contents: Counter[bytes] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -46,24 +46,26 @@ class Bill:
         self.refused[why] += 1
         self.seconds.setdefault(int(now), [0, 0, 0])[2] += 1
 
-    def charge(self, content: bytes, usage: Usage, lost: bool) -> None:
-        """An answer was produced."""
+    def charge(self, content: bytes, usage: Usage, lost: bool = False, garbled: bool = False) -> None:
+        """An answer was produced; `garbled`: it arrives, but what it used cannot be read from it."""
         self.calls += 1
         self.contents[content] += 1
         self.usage = self.usage + usage
         if lost:
             self.lost += 1
             self.lost_contents[content] += 1
-            self.lost_usage = self.lost_usage + usage
+        if lost or garbled:
+            self.untold_usage = self.untold_usage + usage
 
     def shown(self) -> dict[str, Any]:
-        """The body of `GET /bill`. `repeated_unexplained` leaves out repeats of answers that were lost."""
+        """The body of `GET /bill`. `repeated_unexplained` leaves out repeats of answers that were lost,
+        `answered_micro_usd` what was charged for answers that did not arrive with their usage."""
         repeated = sum(n - 1 for n in self.contents.values())
         explained = sum(min(n - 1, self.lost_contents[c]) for c, n in self.contents.items())
         nano = self.price.cost(self.usage)
         answered = Usage(
-            self.usage.input_tokens - self.lost_usage.input_tokens,
-            self.usage.output_tokens - self.lost_usage.output_tokens,
+            self.usage.input_tokens - self.untold_usage.input_tokens,
+            self.usage.output_tokens - self.untold_usage.output_tokens,
         )
         return {
             "calls": self.calls, "unique": len(self.contents), "repeated": repeated,

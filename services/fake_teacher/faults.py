@@ -15,6 +15,7 @@ BEFORE = {  # answered with an error instead of an answer; nothing is charged
     "quota": (429, "insufficient_quota"),
 }
 LOST = ("reset", "truncated", "hang")  # produced and charged, but it does not arrive whole
+GARBLED = ("html", "malformed")  # paid answers whose usage cannot be read either
 ODD = ("html", "malformed", "refusal", "blank")  # a paid answer that holds no usable text
 NAMES = (*BEFORE, *LOST, *ODD)
 

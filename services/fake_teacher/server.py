@@ -16,7 +16,7 @@ from aiohttp import web
 
 from schemas.money import Price, Usage
 from services.fake_teacher.bill import Bill
-from services.fake_teacher.faults import BEFORE, LOST, drawn
+from services.fake_teacher.faults import BEFORE, GARBLED, LOST, drawn
 from services.fake_teacher.meter import Charge, Meters, anthropic_headers, openai_headers
 from services.fake_teacher.wire import WIRES, Asked, Wire, error_body
 from services.teachers.script import answer
@@ -96,7 +96,7 @@ class FakeTeacher:
         text, finish, usage = self._text(raw, asked)
         await self._take_time(fault)
         self._count_output(asked, usage, wire)
-        self.bill.charge(hashlib.sha256(raw).digest(), usage, lost=fault in LOST)
+        self.bill.charge(hashlib.sha256(raw).digest(), usage, fault in LOST, fault in GARBLED)
         return await self._write(request, wire, fault, asked, text, finish, usage)
 
     def _limited(self, asked: Asked, wire: Wire) -> web.Response | None:
