@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipelines.estimate import Estimate, estimate
 from pipelines.harvest import SCHEMAS
-from pipelines.rundir import RunDirectory, replace_text
+from pipelines.rundir import RunDirectory, locked, replace_text
 from pipelines.runner import Run, Watch
 from schemas.errors import LimbeckError, SpecError, refused_as_spec
 from schemas.job import JobSpec
@@ -17,7 +19,6 @@ from schemas.manifest import Manifest
 from schemas.student import TrainingData, TrainingSpec
 from services import cluster
 
-TRAINED = "trained_on.json"
 FEW_STEPS = 10  # of which a student can have learned little
 
 
@@ -38,7 +39,7 @@ def run(
     with refused_as_spec():
         this.check(student=0 if spec.train is None else _student_bytes(spec.train))
         if spec.train is not None:
-            _check_training(spec.train, spec.pipeline, this.most_rows)
+            _check_training(spec.train, spec.pipeline, this.most_rows, "label" in spec.source.fields)
     if this.is_finished and (spec.train is None or _is_trained(this, spec.train)):
         this.manifest.notes.append("this run had finished before: nothing was asked, and nothing was changed")
         watch(this.manifest)
@@ -94,6 +95,8 @@ def replay(spec: JobSpec, out: Path) -> Manifest:
     directory.open(spec, this.started())
     with _recorded(this):
         this.replay()
+        if directory.student.exists() and directory.student_data() not in (None, this.manifest.dataset.sha256):
+            this.manifest.notes.append("student/ learned from rows as they were before; limbeck run trains it anew")
         this.finish()
     return this.manifest
 
@@ -105,7 +108,7 @@ def plan(spec: JobSpec) -> Estimate:
         with refused_as_spec():
             this.check(sizes=False)
             if spec.train is not None:
-                _check_training(spec.train, spec.pipeline, this.most_rows)
+                _check_training(spec.train, spec.pipeline, this.most_rows, "label" in spec.source.fields)
             return estimate(spec, this.plan())
 
 
@@ -115,7 +118,7 @@ def _student_bytes(spec: TrainingSpec) -> int:
     return bytes_on_disk(spec.student)
 
 
-def _check_training(spec: TrainingSpec, pipeline: str, rows: int) -> None:
+def _check_training(spec: TrainingSpec, pipeline: str, rows: int, labelled: bool) -> None:
     """What of the training can be wrong before anything is paid for."""
     from training.data import check_columns, check_data
     from training.students import check_student
@@ -128,7 +131,8 @@ def _check_training(spec: TrainingSpec, pipeline: str, rows: int) -> None:
     if rows < 2:
         raise SpecError(f"train: {rows} rows", "a student needs at least one to learn and one held out")
     if data.fields:
-        check_columns(SCHEMAS[pipeline].names, data)
+        texts = [field.name for field in SCHEMAS[pipeline] if field.type == pa.string()]
+        check_columns([name for name in texts if name != "gold" or labelled], data)
 
 
 def _trained_on(this: Run, spec: TrainingSpec) -> dict[str, Any]:
@@ -142,7 +146,7 @@ def _trained_on(this: Run, spec: TrainingSpec) -> dict[str, Any]:
 
 def _is_trained(this: Run, spec: TrainingSpec) -> bool:
     try:
-        found = json.loads((this.directory.student / TRAINED).read_text())
+        found = json.loads(this.directory.trained_on.read_text())
     except (OSError, ValueError):
         return False
     weights = any(this.directory.student.glob("*.safetensors"))
@@ -160,7 +164,7 @@ def _train_stage(this: Run, spec: TrainingSpec) -> None:
         )  # fmt: skip
     if metrics["steps"] < FEW_STEPS:
         this.warn(f"the student took {metrics['steps']} steps: train.epochs, or a smaller batch_size, gives it more")
-    replace_text(this.directory.student / TRAINED, json.dumps(_trained_on(this, spec), indent=2) + "\n")
+    replace_text(this.directory.trained_on, json.dumps(_trained_on(this, spec), indent=2) + "\n")
 
 
 def train(
@@ -183,4 +187,5 @@ def train(
     cluster.check_address(address)
     cluster.connect(address)
     ready()
-    return fit(spec, Path(out).absolute(), watch, stopping, outlives_us=not cluster.is_own())
+    with locked(Path(out).absolute() / ".train.lock"):
+        return fit(spec, Path(out).absolute(), watch, stopping, outlives_us=not cluster.is_own())

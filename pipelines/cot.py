@@ -49,7 +49,7 @@ def load_exemplars(prompt: Prompt) -> tuple[Exemplar, ...]:
         return ()
     path = Path(prompt.exemplars)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"prompt.exemplars: {path}: {error}", "name a JSONL file") from None
     found = []

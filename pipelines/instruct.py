@@ -154,22 +154,53 @@ def misfit(text: str, schema: dict[str, Any]) -> str:
     import jsonschema
 
     try:
-        jsonschema.validate(json.loads(text), schema)
-    except (ValueError, RecursionError) as error:
-        return f"not JSON: {error}"
-    except jsonschema.ValidationError as error:
-        return f"{error.json_path}: {error.message}"[:300]
-    return ""
+        error = jsonschema.exceptions.best_match(_validator(schema).iter_errors(json.loads(text)))
+    except (ValueError, RecursionError) as problem:
+        return f"not JSON: {problem}"
+    return f"{error.json_path}: {error.message}"[:300] if error else ""
+
+
+def _validator(schema: dict[str, Any]) -> Any:
+    """A validator that knows no other schema: by default a remote `$ref` would be fetched."""
+    import jsonschema
+    import referencing
+
+    return jsonschema.validators.validator_for(schema)(schema, registry=referencing.Registry())
+
+
+def _references(schema: Any) -> Iterator[str]:
+    """Every `$ref` of a schema."""
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _references(part)
+    elif isinstance(schema, dict):
+        for key, part in schema.items():
+            if key in ("$ref", "$dynamicRef") and isinstance(part, str):
+                yield part
+            elif key not in ("enum", "const", "default", "examples"):
+                yield from _references(part)
 
 
 def check_schema(schema: dict[str, Any]) -> None:
-    """`SpecError` where `validate.json_schema` is no JSON schema."""
+    """`SpecError` where `validate.json_schema` is no JSON schema, or points to what it does not hold."""
     import jsonschema
+    import referencing
+    import referencing.jsonschema
 
     try:
         jsonschema.validators.validator_for(schema).check_schema(schema)
+        whole = referencing.Resource.from_contents(schema, default_specification=referencing.jsonschema.DRAFT202012)
+        resolver = referencing.Registry().with_resource("", whole).resolver()
+        for reference in _references(schema):
+            if not reference.startswith("#"):
+                raise SpecError(f"validate.json_schema: $ref {reference!r} lies elsewhere", "write it out under $defs")
+            resolver.lookup(reference)
     except jsonschema.SchemaError as error:
         raise SpecError(f"validate.json_schema: {error.message}", "see json-schema.org") from None
+    except referencing.exceptions.Unresolvable as error:
+        raise SpecError(
+            f"validate.json_schema: $ref {error.ref!r} points nowhere", "write it out under $defs"
+        ) from None
 
 
 def read_answer(

@@ -89,6 +89,8 @@ def publish(spec: JobSpec, run: RunDirectory, staged: Path, dropped: Dropped, re
     if messages:
         messages.close()
         Path(messages.name).replace(run.messages)
+    else:
+        run.messages.unlink(missing_ok=True)  # of an earlier start: other rows
     out.sha256, out.words, out.samples = digest.hexdigest(), words.kept, samples.kept
     return out
 

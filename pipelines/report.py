@@ -49,10 +49,10 @@ def funnel(manifest: Manifest) -> list[Bar]:
     return [Bar(label, count, count / max(1, whole)) for label, count in steps]
 
 
-def student_of(run: RunDirectory) -> dict[str, Any] | None:
-    """Metrics and the loss curve of a trained student."""
+def student_of(run: RunDirectory, sha256: str) -> dict[str, Any] | None:
+    """Metrics and the loss curve of a student, None where it learned from other rows of this run."""
     metrics = run.student / "metrics.json"
-    if not metrics.is_file():
+    if not metrics.is_file() or run.student_data() not in (None, sha256):
         return None
     curve = run.student / "curve.png"
     picture = base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else ""
@@ -67,7 +67,7 @@ def write_report(spec: JobSpec, run: RunDirectory, manifest: Manifest) -> None:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     page = environment.get_template("report.html.j2").render(
-        spec=spec, manifest=manifest, funnel=funnel(manifest), student=student_of(run),
+        spec=spec, manifest=manifest, funnel=funnel(manifest), student=student_of(run, manifest.dataset.sha256),
         asked=histogram([w[0] for w in shown["words"]]), answered=histogram([w[1] for w in shown["words"]]),
         samples=shown["samples"], clusters=shown["clusters"], rejections=shown["rejections"],
         agree=shown["agree"], judged=shown["judged"], SHOWN=SHOWN,

@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,20 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
 
+    @property
+    def trained_on(self) -> Path:
+        """What the student was made of."""
+        return self.student / "trained_on.json"
+
+    def student_data(self) -> str | None:
+        """SHA-256 of the rows of this run that its student learned from; None for other data, or where nobody says."""
+        try:
+            made = json.loads(self.trained_on.read_text())
+            data = made["train"].get("data") or {}
+            return None if data.get("path") or data.get("run") else str(made["data"])
+        except (OSError, ValueError, KeyError):
+            return None
+
     def is_in_use(self) -> bool:
         """Whether a process holds the run."""
         try:
@@ -150,6 +164,19 @@ class RunDirectory:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; `SpecError` while another process does."""
+    lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise SpecError(f"{path.parent} is in use by another limbeck", "wait for it to end") from None
+    finally:
+        os.close(lock)
 
 
 def replace_text(path: Path, text: str) -> None:

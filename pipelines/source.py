@@ -56,15 +56,19 @@ def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
         table = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SpecError(f"source malformed: {file}: {error}", "is it a whole parquet file?") from None
-    number = 0
-    for batch in table.iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            yield f"{file} row {number}", row
-            number += 1
+        names = table.schema_arrow.names
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise SpecError(f"source malformed: {file}: column {min(twice)!r} stands twice", "rename one of them")
+        for batch in table.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                yield f"{file} row {number}", row
+                number += 1
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+        where = f"{file} from row {number}"
+        raise SpecError(f"source malformed: {where}: {error}", "is it a whole parquet file, its text UTF-8?") from None
 
 
 def _hugging_face(name: str) -> Iterator[tuple[str, Any]]:

@@ -55,11 +55,14 @@ class Objective(Strict):
         return values
 
 
+Name = Annotated[str, Field(min_length=1)]
+
+
 class TrainingData(Strict):
     """Where the pairs come from: a file, or the dataset of a run."""
 
-    path: str | None = Field(None, description="jsonl, jsonl.gz, json, csv or parquet: file, glob or directory")
-    run: str | None = Field(None, description="a run directory: its published dataset")
+    path: Name | None = Field(None, description="jsonl, jsonl.gz, json, csv or parquet: file, glob or directory")
+    run: Name | None = Field(None, description="a run directory: its published dataset")
     fields: dict[Literal["prompt", "response"], Annotated[str, Field(min_length=1)]] = Field(
         default_factory=dict, description="our name: the column's name"
     )

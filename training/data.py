@@ -76,7 +76,7 @@ def _require_two(pairs: int) -> None:
 def _rows(data: TrainingData) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) of every row."""
     for file in _files(data):
-        for where, entry in _parquet(file) if file.suffix == ".parquet" else text_entries(file, "data"):
+        for where, entry in _parquet(file, data) if file.suffix == ".parquet" else text_entries(file, "data"):
             try:
                 row = parsed(entry)
             except (ValueError, RecursionError) as error:
@@ -87,18 +87,31 @@ def _rows(data: TrainingData) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, row
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
-    import datasets
+def _parquet(file: Path, data: TrainingData) -> Iterator[tuple[str, Any]]:
+    """The columns that are needed alone: others may hold pictures or sound."""
+    import pyarrow.parquet as pq
 
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it raises
+    number = 0
     try:
-        rows = datasets.load_dataset("parquet", data_files=str(file), split="train", streaming=True)
-        yield from ((f"{file} row {number}", row) for number, row in enumerate(rows))
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-        line = str(error.__cause__ or error).strip().splitlines()
-        problem = line[0][:200] if line else "unreadable"
-        raise SpecError(f"data malformed: {file}: {problem}", "is it a whole parquet file?") from None
+        table = pq.ParquetFile(file)
+        names = table.schema_arrow.names
+        if is_mapped(data):
+            check_columns(names, data, f"{file}: ")
+            names = [data.fields.get("prompt", "prompt"), data.fields.get("response", "response")]
+        for batch in table.iter_batches(1024, columns=names):
+            for row in batch.to_pylist():
+                yield f"{file} row {number}", row
+                number += 1
+    except (ValueError, OSError) as error:
+        line = str(error).strip().splitlines() or ["unreadable"]
+        raise SpecError(
+            f"data malformed: {file} from row {number}: {line[0][:200]}", "is it a whole parquet file?"
+        ) from None
+
+
+def is_mapped(data: TrainingData) -> bool:
+    """Whether prompt and response are columns; else a run's rows are put into words."""
+    return data.run is None or bool(data.fields)
 
 
 def check_columns(columns: Sequence[str], data: TrainingData, where: str = "") -> None:
@@ -111,10 +124,13 @@ def check_columns(columns: Sequence[str], data: TrainingData, where: str = "") -
 
 
 def _pairs(data: TrainingData) -> Iterator[Pair]:
-    if data.run is not None and not data.fields:
+    if not is_mapped(data):
         separator = "" if data.template else "\n\n"
-        for _, row in _rows(data):
-            asked, answered = (turn["content"] for turn in conversation(row))
+        for where, row in _rows(data):
+            try:
+                asked, answered = (turn["content"] for turn in conversation(row))
+            except KeyError as error:
+                raise SpecError(f"data.run: {where}: no column {error}", "name a run, or map data.fields") from None
             yield Pair(asked + separator, answered)
         return
     prompt, response = data.fields.get("prompt", "prompt"), data.fields.get("response", "response")
@@ -123,6 +139,8 @@ def _pairs(data: TrainingData) -> Iterator[Pair]:
         for name in (prompt, response):
             if not isinstance(row[name], str) or not is_unicode(row[name]):
                 raise SpecError(f"data: {where}: field {name!r} must be text", "mend the row")
+        if not row[prompt].strip():
+            raise SpecError(f"data: {where}: field {prompt!r} is blank", "a student answers to something; mend the row")
         yield Pair(row[prompt], row[response])
 
 

@@ -67,6 +67,14 @@ def test_a_spec_that_is_not_there_or_not_yaml_or_not_a_mapping(tmp_path: Path) -
         ({"sampling": {"max_tokens": 10**400}}, "sampling.max_tokens"),
         ({"teachers": {}}, "teachers: {}"),
         ({"pipeline": "instruct", "validate": {"json_schema": nested(300)}}, "validate.json_schema"),
+        ({"pipeline": "instruct", "validate": {"json_schema": {"$ref": "#/nope"}}}, "$ref '/nope' points nowhere"),
+        ({"pipeline": "instruct", "validate": {"json_schema": {"$ref": "http://a.example/s"}}}, "lies elsewhere"),
+        ({"train": {"student": {"scratch": {}}, "data": {"path": ""}}}, "train.data.path"),
+        (
+            {"train": {"student": {"scratch": {}}, "data": {"fields": {"prompt": "input", "response": "gold"}}}},
+            "'gold'",
+        ),
+        ({"train": {"student": {"scratch": {}}, "data": {"fields": {"prompt": "choices"}}}}, "'choices'"),
         *(
             ({"teachers": [{"provider": "openai", "model": "m", "free": True, "base_url": url}]}, "base_url")
             for url in (f"https://{'a' * 64}.example/v1", "https://a..b/v1", "https://a.example/%00/v1")

@@ -108,6 +108,8 @@ def test_what_is_published_may_change_after_the_run_has_finished(job: Write, que
     again = run_it(job(questions, "more.yaml", publish={"format": ["parquet", "messages"]}), run)
     assert (run / "dataset.jsonl").read_text().count("\n") == 40
     assert again.dataset.sha256 == first.dataset.sha256
+    run_it(job(questions), run)
+    assert not (run / "dataset.jsonl").exists()
 
 
 def test_a_run_of_another_source_is_refused_and_nothing_is_touched(

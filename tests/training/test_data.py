@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,3 +103,25 @@ def test_a_bad_row_is_named_by_its_line_wherever_it_stands(jsonl: Callable[..., 
         check_data(TrainingData(path=str(jsonl([*good, "{oops"]))))
     with pytest.raises(SpecError, match=r"rows\.jsonl:6: absent field 'response'"):
         check_data(TrainingData(path=str(jsonl([*good, {"prompt": "a"}]))))
+
+
+@pytest.mark.parametrize("run", [False, True])
+def test_parquet_is_read_by_the_columns_that_are_needed_and_an_empty_shard_is_no_fault(
+    tmp_path: Path, run: bool
+) -> None:
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    whole = pa.table({"prompt": ["a", "b"], "response": ["x", "y"], "sound": [b"\xff", b"\xfe"]})
+    pq.write_table(whole, folder / "a.parquet")
+    pq.write_table(whole.slice(0, 0), folder / "b.parquet")
+    fields = {"prompt": "prompt", "response": "response"}
+    data = TrainingData(run=str(tmp_path), fields=fields) if run else TrainingData(path=str(folder))
+    assert load_pairs(data) == [Pair("a", "x"), Pair("b", "y")]
+    if run:
+        with pytest.raises(SpecError, match="no column 'input'"):
+            check_data(TrainingData(run=str(tmp_path)))
+
+
+def test_a_blank_prompt_is_refused(jsonl: Callable[..., Path]) -> None:
+    with pytest.raises(SpecError, match="'prompt' is blank"):
+        check_data(TrainingData(path=str(jsonl([{"prompt": " ", "response": "b"}] * 2))))
