@@ -11,7 +11,6 @@ the share of a request and of a token limit that is used from the fifth second o
 import argparse
 import asyncio
 import json
-import socket
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks" / "peers")]
 from installed import installed  # noqa: E402
-from teacher_server import RunningTeacher, teacher_server  # noqa: E402
+from teacher_server import RunningTeacher, free_port, teacher_server  # noqa: E402
 
 LIMBECK = [sys.executable, "-m", "limbeck.cli"]
 SMALL, LARGE = 500, 4_500
@@ -123,12 +122,6 @@ def run_peer(command: list[str], folder: Path, count: int, rpm: int = 0) -> tupl
             process.wait()
         assert process.returncode == 0, command
         return tree.cpu_s, teacher.bill()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def speed(bill: dict[str, Any]) -> float:

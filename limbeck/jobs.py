@@ -39,7 +39,7 @@ def run(
     with refused_as_spec():
         this.check(student=0 if spec.train is None else _student_bytes(spec.train))
         if spec.train is not None:
-            _check_training(spec.train, spec.pipeline, this.most_rows, "label" in spec.source.fields)
+            _check_training(spec, spec.train, this.most_rows)
     if this.is_finished and (spec.train is None or _is_trained(this, spec.train)):
         this.manifest.notes.append("this run had finished before: nothing was asked, and nothing was changed")
         watch(this.manifest)
@@ -95,7 +95,7 @@ def replay(spec: JobSpec, out: Path) -> Manifest:
     directory.open(spec, this.started())
     with _recorded(this):
         this.replay()
-        if directory.student.exists() and directory.student_data() not in (None, this.manifest.dataset.sha256):
+        if directory.has_student_of_other_rows(this.manifest.dataset.sha256):
             this.manifest.notes.append("student/ learned from rows as they were before; limbeck run trains it anew")
         this.finish()
     return this.manifest
@@ -108,7 +108,7 @@ def plan(spec: JobSpec) -> Estimate:
         with refused_as_spec():
             this.check(sizes=False)
             if spec.train is not None:
-                _check_training(spec.train, spec.pipeline, this.most_rows, "label" in spec.source.fields)
+                _check_training(spec, spec.train, this.most_rows)
             return estimate(spec, this.plan())
 
 
@@ -118,8 +118,8 @@ def _student_bytes(spec: TrainingSpec) -> int:
     return bytes_on_disk(spec.student)
 
 
-def _check_training(spec: TrainingSpec, pipeline: str, rows: int, labelled: bool) -> None:
-    """What of the training can be wrong before anything is paid for."""
+def _check_training(job: JobSpec, spec: TrainingSpec, rows: int) -> None:
+    """What of a job's training can be wrong before anything is paid for."""
     from training.data import check_columns, check_data
     from training.students import check_student
 
@@ -131,8 +131,8 @@ def _check_training(spec: TrainingSpec, pipeline: str, rows: int, labelled: bool
     if rows < 2:
         raise SpecError(f"train: {rows} rows", "a student needs at least one to learn and one held out")
     if data.fields:
-        texts = [field.name for field in SCHEMAS[pipeline] if field.type == pa.string()]
-        check_columns([name for name in texts if name != "gold" or labelled], data)
+        texts = [field.name for field in SCHEMAS[job.pipeline] if field.type == pa.string()]
+        check_columns([name for name in texts if name != "gold" or "label" in job.source.fields], data)
 
 
 def _trained_on(this: Run, spec: TrainingSpec) -> dict[str, Any]:
@@ -184,8 +184,8 @@ def train(
         if student.exists() and not (student / "metrics.json").is_file():
             raise SpecError(f"{student} is there and no student of ours", "choose another --out; nothing was touched")
         Path(out).absolute().mkdir(parents=True, exist_ok=True)
-    cluster.check_address(address)
-    cluster.connect(address)
-    ready()
     with locked(Path(out).absolute() / ".train.lock"):
+        cluster.check_address(address)
+        cluster.connect(address)
+        ready()
         return fit(spec, Path(out).absolute(), watch, stopping, outlives_us=not cluster.is_own())

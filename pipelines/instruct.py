@@ -152,11 +152,14 @@ def check_pool(pool: Sequence[object], instruct: Instruct) -> None:
 def misfit(text: str, schema: dict[str, Any]) -> str:
     """How a text falls short of a JSON schema, '' where it fits."""
     import jsonschema
+    import referencing
 
     try:
         error = jsonschema.exceptions.best_match(_validator(schema).iter_errors(json.loads(text)))
     except (ValueError, RecursionError) as problem:
         return f"not JSON: {problem}"
+    except referencing.exceptions.Unresolvable as problem:
+        return f"the schema's $ref {problem.ref!r} points nowhere"
     return f"{error.json_path}: {error.message}"[:300] if error else ""
 
 

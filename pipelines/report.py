@@ -50,9 +50,9 @@ def funnel(manifest: Manifest) -> list[Bar]:
 
 
 def student_of(run: RunDirectory, sha256: str) -> dict[str, Any] | None:
-    """Metrics and the loss curve of a student, None where it learned from other rows of this run."""
+    """Metrics and the loss curve of the student, None where there is none of the rows with this SHA-256."""
     metrics = run.student / "metrics.json"
-    if not metrics.is_file() or run.student_data() not in (None, sha256):
+    if not metrics.is_file() or run.has_student_of_other_rows(sha256):
         return None
     curve = run.student / "curve.png"
     picture = base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else ""

@@ -37,7 +37,7 @@ class RunDirectory:
         self.report = self.root / "report.html"
         self.student = self.root / "student"
         self.work = self.root / ".work"
-        self._lock: int | None = None
+        self._held = contextlib.ExitStack()
 
     def check(self, spec: JobSpec) -> None:
         """`SpecError` if the directory is not this spec's to use. Touches nothing."""
@@ -93,15 +93,9 @@ class RunDirectory:
         text = yaml.safe_dump(spec.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.root / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            self._held.enter_context(locked(self.root / ".lock"))
         except OSError as error:
             raise SpecError(f"--out {self.root}: {error.strerror}", "choose a folder that can be written") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise SpecError(f"{self.root} is in use by another limbeck run", "wait for it to end") from None
-        self._lock = lock
         try:
             Journal(self.journal, spec.journal).wait_for_writers()  # of an earlier start whose workers outlived it
         except SpecError:
@@ -114,23 +108,21 @@ class RunDirectory:
         replace_text(self.spec_file, text)
 
     def close(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._held.close()
 
     @property
     def trained_on(self) -> Path:
         """What the student was made of."""
         return self.student / "trained_on.json"
 
-    def student_data(self) -> str | None:
-        """SHA-256 of the rows of this run that its student learned from; None for other data, or where nobody says."""
+    def has_student_of_other_rows(self, sha256: str) -> bool:
+        """Whether there is a student that learned from this run's rows when they were others than those of `sha256`."""
         try:
             made = json.loads(self.trained_on.read_text())
             data = made["train"].get("data") or {}
-            return None if data.get("path") or data.get("run") else str(made["data"])
+            return not (data.get("path") or data.get("run")) and made["data"] != sha256
         except (OSError, ValueError, KeyError):
-            return None
+            return False
 
     def is_in_use(self) -> bool:
         """Whether a process holds the run."""
@@ -171,10 +163,11 @@ def locked(path: Path) -> Iterator[None]:
     """Hold a lock file; `SpecError` while another process does."""
     lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SpecError(f"{path.parent} is in use by another limbeck run", "wait for it to end") from None
         yield
-    except BlockingIOError:
-        raise SpecError(f"{path.parent} is in use by another limbeck", "wait for it to end") from None
     finally:
         os.close(lock)
 

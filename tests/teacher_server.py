@@ -1,6 +1,7 @@
 """`limbeck fake-teacher` in a process of its own, for a test or a benchmark."""
 
 import json
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -22,6 +23,14 @@ class RunningTeacher:
         with urllib.request.urlopen(f"{self.root}/bill", timeout=10) as answer:
             found: dict[str, Any] = json.load(answer)
             return found
+
+
+def free_port() -> int:
+    """A port of loopback that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def _parquet(file: Path, data: TrainingData) -> Iterator[tuple[str, Any]]:
     try:
         table = pq.ParquetFile(file)
         names = table.schema_arrow.names
-        if is_mapped(data):
+        if _is_mapped(data):
             check_columns(names, data, f"{file}: ")
             names = [data.fields.get("prompt", "prompt"), data.fields.get("response", "response")]
         for batch in table.iter_batches(1024, columns=names):
@@ -109,7 +109,7 @@ def _parquet(file: Path, data: TrainingData) -> Iterator[tuple[str, Any]]:
         ) from None
 
 
-def is_mapped(data: TrainingData) -> bool:
+def _is_mapped(data: TrainingData) -> bool:
     """Whether prompt and response are columns; else a run's rows are put into words."""
     return data.run is None or bool(data.fields)
 
@@ -124,7 +124,7 @@ def check_columns(columns: Sequence[str], data: TrainingData, where: str = "") -
 
 
 def _pairs(data: TrainingData) -> Iterator[Pair]:
-    if not is_mapped(data):
+    if not _is_mapped(data):
         separator = "" if data.template else "\n\n"
         for where, row in _rows(data):
             try:

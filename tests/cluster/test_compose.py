@@ -5,7 +5,6 @@ import os
 import re
 import secrets
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Limbeck
+from teacher_server import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -60,13 +60,6 @@ def test_the_image_copies_what_is_there_and_every_package_of_the_project() -> No
     assert set(rooms) <= set(copied)
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert all(f"!{name}" in ignored or f"!{name}/" in ignored for name in copied)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -109,3 +109,9 @@ def test_a_bad_exemplar_is_named_by_line(jsonl: Callable[..., Path], row: Any, w
     with pytest.raises(SpecError, match=words) as caught:
         load_exemplars(Prompt(style="few-shot", task="multiple_choice", exemplars=str(path)))
     assert f"{path}:1" in caught.value.message
+
+
+def test_a_line_of_exemplars_ends_where_json_lines_end(tmp_path: Path) -> None:
+    path = tmp_path / "shown.jsonl"
+    path.write_text('{"input": "Which\u2028one?", "rationale": "Because.", "label": "this"}\n', encoding="utf-8")
+    assert [e.input for e in load_exemplars(Prompt(style="few-shot", exemplars=str(path)))] == ["Which\u2028one?"]

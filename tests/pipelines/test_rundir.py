@@ -1,13 +1,17 @@
 """The run directory: whose it is, and whether there is room."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.rundir import RunDirectory
+from limbeck import jobs
+from pipelines.rundir import RunDirectory, locked
 from schemas.errors import SpecError
 from schemas.job import JobSpec
+from schemas.student import TrainingSpec
 
 
 def spec(**changes: Any) -> JobSpec:
@@ -57,6 +61,23 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert first.is_in_use()
     first.close()
     assert not first.is_in_use()
+
+
+def test_one_training_at_a_time(tmp_path: Path, jsonl: Callable[..., Path]) -> None:
+    data = {"path": str(jsonl([{"prompt": "a", "response": "b"}] * 4))}
+    training = TrainingSpec.model_validate({"student": {"scratch": {}}, "data": data})
+    with locked(tmp_path / ".train.lock"), pytest.raises(SpecError, match="in use"):
+        jobs.train(training, tmp_path)
+
+
+def test_a_student_is_of_the_rows_that_it_learned_from(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert not run.has_student_of_other_rows("new")
+    run.student.mkdir()
+    run.trained_on.write_text(json.dumps({"data": "old", "train": {"data": None}}))
+    assert run.has_student_of_other_rows("new") and not run.has_student_of_other_rows("old")
+    run.trained_on.write_text(json.dumps({"data": "of a file", "train": {"data": {"path": "pairs.jsonl"}}}))
+    assert not run.has_student_of_other_rows("new")
 
 
 def test_the_resolved_spec_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
