@@ -14,7 +14,7 @@ from services import cluster
 from services.fanout.feed import Feed
 from services.fanout.sender import End
 from services.fanout.units import Plan, Progress
-from services.fanout.worker import FREE_WINDOW, Post, Worker
+from services.fanout.worker import FREE_WINDOW, Post, Worker, is_governed, lane_governor
 from services.journal.index import Totals
 from services.journal.place import Journal
 from services.ledger.books import Caps
@@ -65,13 +65,18 @@ class Fleet:
             threads = max(1, cluster.cpus() // len(servers))
             actor = ray.remote(embedded.LlamaServer).options(num_cpus=threads, max_restarts=0)
             lane.server = actor.remote(str(gguf_weights(lane.teacher.model)), threads)
-        self._feed = ray.remote(Feed).options(**LIGHT).remote(self.teachers, self.journal)
         if self.caps.any:
             self._cashier = cashier(self.caps, self.spent.amount, self.journal)
         for lane in self._lanes:
             if lane.teacher.provider != "embedded":
                 for _ in range(self.workers_per_lane):
                     self._hire(lane)
+        self._feed = ray.remote(Feed).options(**LIGHT).remote(self.teachers, self.journal)
+        if cluster.is_own():
+            # Its workers would start it, once they are up themselves; on a cluster only they know the key for certain.
+            for lane in self._lanes:
+                if is_governed(lane.teacher):
+                    lane_governor(lane.teacher, None)
         for lane in servers:
             lane.base_url, lane.node = _get(lane.server.address.remote())
             self._hire(lane)

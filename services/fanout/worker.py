@@ -88,6 +88,16 @@ def charging_of(teacher: Teacher) -> Charging:
     return Charging.LIVE if teacher.provider == "anthropic" else Charging.KEEP
 
 
+def is_governed(teacher: Teacher) -> bool:
+    """Whether a lane's limits are an account's, which others may use, too."""
+    return teacher.provider in ("openai", "anthropic")
+
+
+def lane_governor(teacher: Teacher, base_url: str | None) -> Any:
+    """The governor of a lane's account, started if there is none."""
+    return governor_of(credential_id(teacher, base_url), charging_of(teacher))
+
+
 class Worker:
     """One process, one lane, one connection pool, one journal segment."""
 
@@ -96,10 +106,8 @@ class Worker:
         self._post = post
         self._adapter = open_adapter(teacher, post.base_url)
         self._journal = post.journal.writer(post.name)
-        governed = teacher.provider in ("openai", "anthropic")
-        find = None
-        if governed:
-            find = functools.partial(governor_of, credential_id(teacher, post.base_url), charging_of(teacher))
+        governed = is_governed(teacher)
+        find = functools.partial(lane_governor, teacher, post.base_url) if governed else None
         self._allowance = Allowance(
             post.run, post.name, teacher.limits.rates, teacher.limits.concurrency, governed, cashier is not None,
             window=0 if governed else post.window or FREE_WINDOW,
