@@ -35,7 +35,9 @@ class Source(Strict):
 
 
 class SamplingSpec(Strict):
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(0.7, description="null: not sent")
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        0.7, description="null: not sent; nor is it to models of OpenAI and Anthropic that refuse one"
+    )
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
         256, description="most tokens of an answer; what is reserved"
     )

@@ -233,6 +233,7 @@ class Fleet:
             )
         why = "; ".join(f"{lane.teacher.name}: {lane.closed}" for lane in self._lanes if lane.closed)
         hints = {
+            "bad_request": "rejected/ keeps what the teacher said; check model, max_tokens and json_schema",
             "auth": "check the key that api_key names",
             "out_of_money": "top the account up, then run again",
             "unreachable": "check base_url and that the server runs, then run again",

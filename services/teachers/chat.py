@@ -1,6 +1,7 @@
 """OpenAI Chat Completions, spoken by OpenAI and every compatible server."""
 
 import json
+import re
 from typing import Any
 
 from schemas.call import Answer, Call, wire_messages
@@ -8,7 +9,20 @@ from schemas.lane import Teacher
 from schemas.money import Usage
 from services.teachers.dialect import NAME, counted, is_strict, parsed, storable
 
+REASONING = re.compile(r"(gpt-5|o\d)")  # OpenAI's models of these names answer 400 to any temperature but their own
 RATE_HEADERS = {name: (f"x-ratelimit-limit-{name}", f"x-ratelimit-remaining-{name}") for name in ("requests", "tokens")}
+
+
+def takes_temperature(teacher: Teacher) -> bool:
+    """Whether a lane of OpenAI's dialects may be sent a temperature."""
+    return teacher.base_url is not None or REASONING.match(teacher.model) is None
+
+
+def _joined(content: Any) -> Any:
+    """Content as one text, where a server gives its parts (reasoning and text) one by one."""
+    if not isinstance(content, list):
+        return content
+    return "".join(part["text"] for part in content if part.get("type") == "text")
 
 
 class Chat:
@@ -23,6 +37,7 @@ class Chat:
         # OpenAI's newer models refuse max_tokens; compatible servers know nothing else.
         own = teacher.provider == "openai" and teacher.base_url is None
         self._max_tokens = "max_completion_tokens" if own else "max_tokens"
+        self._takes_temperature = takes_temperature(teacher)
 
     def request(self, call: Call) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -31,7 +46,7 @@ class Chat:
             self._max_tokens: call.sampling.max_tokens,
             "seed": call.sampling.seed + call.sample,
         }
-        if call.sampling.temperature is not None:
+        if self._takes_temperature and call.sampling.temperature is not None:
             body["temperature"] = call.sampling.temperature
         if call.schema is not None:
             schema = json.loads(call.schema)
@@ -51,7 +66,7 @@ class Chat:
         try:
             choice = found["choices"][0]
             message = choice["message"]
-            text, refusal = message.get("content"), message.get("refusal")
+            text, refusal = _joined(message.get("content")), message.get("refusal")
             finish = str(choice.get("finish_reason") or "")
         except (KeyError, IndexError, TypeError, AttributeError):
             return Answer(None, problem="the body is not a chat completion")

@@ -30,6 +30,10 @@ OPENAI_URL = "https://api.openai.com/v1"
 ANTHROPIC_URL = "https://api.anthropic.com"
 CONNECT_S = 10.0
 REDACTED = b"[key]"
+SECRET_BYTES = 12  # a shorter key is a placeholder, as in `test` or `EMPTY`, and may be a word of an answer
+MOST_HEADER = 256 * 1024  # of one line or field; aiohttp's 8 kB would lose a paid answer to a gateway's long cookie
+MOST_HEADERS = 1_024
+MOST_BODY = 64 * 2**20  # of a body that is unpacked here
 UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ConnectionRefusedError, socket.gaierror)
 HINT_EVERY_S = 0.05  # headers of one answer in so many seconds are read: they say the same
 CUSTOM_HEADERS = ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS")  # would be sent along with every call
@@ -100,12 +104,12 @@ class HttpAdapter:
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             return Reply(_transport_verdict(error))
         body = plain(body, headers.get("content-encoding", ""))
-        if self._sdk.key and self._sdk.key in body:  # a debug page or a gateway that echoes the request
-            body = body.replace(self._sdk.key, REDACTED)
         verdict = classify(status, body, headers)
-        if verdict.kind is not VerdictKind.ANSWERED:
-            return Reply(verdict, status, body, hint=self._hint(headers, always=True))
-        return Reply(verdict, status, body, self._dialect.usage(body), self._hint(headers))
+        answered = verdict.kind is VerdictKind.ANSWERED
+        if len(self._sdk.key) >= (SECRET_BYTES if answered else 1) and self._sdk.key in body:
+            body = body.replace(self._sdk.key, REDACTED)  # a debug page or a gateway that echoes the request
+        usage = self._dialect.usage(body) if answered else None
+        return Reply(verdict, status, body, usage, self._hint(headers, always=not answered))
 
     def _connections(self) -> aiohttp.ClientSession:
         """The pool, made where the loop runs."""
@@ -113,8 +117,9 @@ class HttpAdapter:
             # limit 0: no limit of its own. At aiohttp's 100, calls would wait unseen by the governor.
             connector = aiohttp.TCPConnector(limit=0, ssl=certificates())
             self._session = aiohttp.ClientSession(
-                connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
-            )
+                connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False,
+                max_line_size=MOST_HEADER, max_field_size=MOST_HEADER, max_headers=MOST_HEADERS,
+            )  # fmt: skip
         return self._session
 
     def _hint(self, headers: Mapping[str, str], always: bool = False) -> RateHint | None:
@@ -130,13 +135,21 @@ class HttpAdapter:
 
 
 def plain(body: bytes, encoding: str) -> bytes:
-    """A body that a server compressed although it was asked not to; as it came where that fails: it was paid for."""
-    if encoding.strip().lower() not in ("gzip", "deflate"):
+    """A body that a server compressed although it was asked not to; as it came where that fails or where it is larger
+    than `MOST_BODY`: it was paid for."""
+    if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
         return body
+    unpacked, rest = bytearray(), body
     try:
-        return zlib.decompress(body, 47)  # 32 + 15: gzip or zlib, by its header
+        while rest and len(unpacked) <= MOST_BODY:  # gzip may come in several members
+            member = zlib.decompressobj(47)  # 32 + 15: gzip or zlib, by its header
+            unpacked += member.decompress(rest, MOST_BODY + 1 - len(unpacked))
+            if not member.eof:
+                return body
+            rest = member.unused_data
     except zlib.error:
         return body
+    return bytes(unpacked) if len(unpacked) <= MOST_BODY else body
 
 
 def certificates() -> ssl.SSLContext:

@@ -6,7 +6,7 @@ from typing import Any
 from schemas.call import Answer, Call, wire_messages
 from schemas.lane import Teacher
 from schemas.money import Usage
-from services.teachers.chat import RATE_HEADERS
+from services.teachers.chat import RATE_HEADERS, takes_temperature
 from services.teachers.dialect import NAME, counted, is_strict, parsed, storable
 
 
@@ -18,7 +18,7 @@ class Responses:
     rate_headers = RATE_HEADERS
 
     def __init__(self, teacher: Teacher) -> None:
-        self._model = teacher.model
+        self._model, self._takes_temperature = teacher.model, takes_temperature(teacher)
 
     def request(self, call: Call) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -27,7 +27,7 @@ class Responses:
             "max_output_tokens": call.sampling.max_tokens,
             "store": False,
         }
-        if call.sampling.temperature is not None:
+        if self._takes_temperature and call.sampling.temperature is not None:
             body["temperature"] = call.sampling.temperature
         if call.schema is not None:
             schema = json.loads(call.schema)

@@ -1,11 +1,13 @@
 """What one HTTP answer means, decided by status and error code, never by message text.
 
 Sources: OpenAI error codes guide and help articles 6614457 and 5955604; platform.claude.com errors and rate limits
-pages (all read 2026-11-23). A 429 may mean "slow down" or "no money left"; only the code tells.
+pages (all read 2026-11-23). A 429 may mean "slow down" or "no money left"; only the code tells. One message is read
+all the same, `OWN_LIMIT`: it comes without a code.
 """
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -21,7 +23,14 @@ RAMP = {"slow_down", "ramp_limit_exceeded"}
 POLICY = {"content_filter", "content_policy_violation", "moderation_blocked", "invalid_prompt"}
 TOO_LONG = {"context_length_exceeded", "string_above_max_length", "request_too_large"}
 AUTH = {"organization_on_hold", "authentication_error", "permission_error", "invalid_api_key"}
-LONGEST_WAIT_S = 120.0  # a server that asks for more is asked again after this
+OWN_LIMIT = "You have reached your specified API usage limits"  # Anthropic's self-set cap has no code but 400
+LONGEST_WAIT_S = 3_600.0  # a server that asks for more is asked again after this
+ERROR = re.compile(rb'"error"\s*:\s*[{"]')
+STATUS = {
+    "rate_limit_error": 429, "rate_limit_exceeded": 429, "overloaded_error": 529, "authentication_error": 401,
+    "permission_error": 403, "not_found_error": 404, "request_too_large": 413, "invalid_request_error": 400,
+    "timeout_error": 504,
+}  # fmt: skip
 
 
 def error_of(body: bytes) -> dict[str, Any]:
@@ -63,18 +72,29 @@ def classify(status: int, body: bytes, headers: Mapping[str, str]) -> Verdict:
         status = _error_within(body)
         if not status:
             return Verdict(VerdictKind.ANSWERED)
-    codes = codes_of(error_of(body))
+    error = error_of(body)
+    codes = codes_of(error)
     # The provider's message may quote the prompt or a masked key, so detail keeps the code alone.
     detail = f"HTTP {status}" + (f" {codes[0][:60]}" if codes else "")
-    return Verdict(_kind(status, set(codes)), detail, retry_after(headers))
+    kind = _kind(status, set(codes))
+    if status == 400 and str(error.get("message")).startswith(OWN_LIMIT):
+        kind = VerdictKind.OUT_OF_MONEY
+    if status == 403 and body.lstrip().startswith(b"<"):
+        kind = VerdictKind.BAD_REQUEST  # a firewall's page is about this prompt; the provider's own 403 is JSON
+    return Verdict(kind, detail, retry_after(headers))
 
 
 def _error_within(body: bytes) -> int:
-    """The status that a gateway put into a body of status 200 in place of an answer; 0 where there is none."""
-    if not body[:64].lstrip().startswith(b'{"error"') or not (error := error_of(body)):
+    """The status of an error that came with status 200 in place of an answer; 0 where there is none."""
+    if not ERROR.search(body) or not (error := error_of(body)):
+        return 0
+    found = json.loads(body)
+    if any(found.get(name) for name in ("choices", "content", "output")):
         return 0
     code = error.get("code")
-    return code if isinstance(code, int) and 400 <= code < 600 else 500
+    if isinstance(code, int) and 400 <= code < 600:
+        return code
+    return next((STATUS[name] for name in codes_of(error) if name in STATUS), 500)
 
 
 def _kind(status: int, codes: set[str]) -> VerdictKind:

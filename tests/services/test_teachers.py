@@ -19,7 +19,7 @@ from services.teachers.adapter import DIALECTS, decode, dialect_of, open_adapter
 from services.teachers.chat import Chat
 from services.teachers.credentials import credential_id, lane_key, resolve_key
 from services.teachers.dialect import is_strict
-from services.teachers.http import plain
+from services.teachers.http import MOST_BODY, plain
 from services.teachers.scripted import ScriptedAdapter
 from services.teachers.verdict import classify, hint_of
 
@@ -73,7 +73,7 @@ def test_an_answer_is_judged_by_status_and_code(status: int, error: dict[str, An
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
-        ({"retry-after": "2"}, 2.0), ({"retry-after-ms": "250"}, 0.25), ({"retry-after": "86400"}, 120.0),
+        ({"retry-after": "2"}, 2.0), ({"retry-after-ms": "250"}, 0.25), ({"retry-after": "86400"}, 3_600.0),
         ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None), ({"retry-after": "-1"}, None), ({}, None),
         ({"retry-after": "nan"}, None),
     ],
@@ -370,11 +370,50 @@ def test_an_error_that_a_gateway_sends_with_status_200_is_no_answer() -> None:
     assert classify(200, b'{"error": {"code": 429, "message": "slow"}}', {}).kind is VerdictKind.RATE_LIMITED
     assert classify(200, b'{"error": {"message": "upstream"}}', {}).kind is VerdictKind.TRANSIENT
     assert classify(200, b'{"error": null, "choices": []}', {}).kind is VerdictKind.ANSWERED
+    overloaded = b'{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}'
+    assert classify(200, overloaded, {}).kind is VerdictKind.OVERLOADED
+    failed = b'{"id":"r","status":"failed","error":{"code":"server_error","message":"no"},"output":[]}'
+    assert classify(200, failed, {}).kind is VerdictKind.TRANSIENT
+    quoted = json.dumps({"choices": [{"message": {"content": '{"error": "an example"}'}}], "error": {"code": 1}})
+    assert classify(200, quoted.encode(), {}).kind is VerdictKind.ANSWERED
+
+
+def test_a_limit_of_ones_own_is_out_of_money_and_a_firewalls_page_says_nothing_of_the_key() -> None:
+    said = {
+        "type": "invalid_request_error",
+        "message": "You have reached your specified API usage limits. ...",
+    }
+    body = json.dumps({"type": "error", "error": said}).encode()
+    assert classify(400, body, {}).kind is VerdictKind.OUT_OF_MONEY
+    assert classify(403, b"<html>blocked</html>", {}).kind is VerdictKind.BAD_REQUEST
+    assert classify(403, b"", {}).kind is VerdictKind.AUTH
+
+
+def test_a_temperature_is_not_sent_to_openais_models_that_refuse_it() -> None:
+    for api in ("chat", "responses"):
+        for model, base_url, sent in (
+            ("gpt-5-mini", None, False), ("o4-mini", None, False), ("gpt-4.1", None, True),
+            ("gpt-5-mini", "http://127.0.0.1:1/v1", True),
+        ):  # fmt: skip
+            teacher = Teacher.model_validate(
+                {"provider": "openai", "model": model, "api": api, "base_url": base_url, "free": True}
+            )
+            assert ("temperature" in DIALECTS[api](teacher).request(CALL)) == sent
+
+
+def test_text_that_comes_in_parts_is_one_text() -> None:
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "It is "}, {"type": "text", "text": "7."}]
+    body = json.dumps({"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]}).encode()
+    assert decode("chat", body).text == "It is 7."
+    assert decode("chat", b'{"choices":[{"message":{"content":["odd"]}}]}').text is None
 
 
 def test_a_compressed_body_is_read_and_a_damaged_one_kept() -> None:
     assert plain(gzip.compress(b"{}"), "gzip") == plain(zlib.compress(b"{}"), "deflate") == plain(b"{}", "") == b"{}"
     assert plain(b"nope", "gzip") == b"nope"
+    assert plain(gzip.compress(b"[1,") + gzip.compress(b"2]"), "x-gzip") == b"[1,2]"
+    bomb = gzip.compress(bytes(MOST_BODY + 1))
+    assert plain(bomb, "gzip") == bomb
 
 
 def test_a_date_in_retry_after_is_read_by_the_servers_own_clock() -> None:

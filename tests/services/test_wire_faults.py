@@ -2,6 +2,7 @@
 twice without need, and the books agree with the teacher's bill. Real sockets, one process, no Ray."""
 
 import asyncio
+import json
 import pickle
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from schemas.call import Call, Message, Reply, Sampling, call_key
+from schemas.call import Call, Message, Reply, Sampling, VerdictKind, call_key
 from schemas.lane import Teacher
 from schemas.money import Amount, Price, micro_of
 from services.fake_teacher.server import Behaviour, serve
@@ -93,14 +94,14 @@ def test_a_fault_of_one_kind(tmp_path: Path, fault: str, provider: str) -> None:
     assert spent >= bill["usd"] * 1e9 - 0.5
 
 
-async def answer_of_an_echo(key_file: Path) -> Reply:
-    """What comes back from a server that answers with the request's own headers."""
+async def reply_of(answer: Callable[[web.Request], web.Response], key_file: Path) -> Reply:
+    """What comes back from a server of one's own."""
 
-    async def echo(request: web.Request) -> web.Response:
-        return web.json_response({"error": {"message": dict(request.headers)}}, status=400)
+    async def handle(request: web.Request) -> web.Response:
+        return answer(request)
 
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", echo)
+    app.router.add_route("*", "/{path:.*}", handle)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -115,5 +116,24 @@ async def answer_of_an_echo(key_file: Path) -> Reply:
 
 def test_a_server_that_echoes_the_request_gives_no_key_away(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("sk-canary-77aa")
-    reply = asyncio.run(answer_of_an_echo(tmp_path / "key"))
-    assert b"Bearer [key]" in reply.body and b"canary" not in pickle.dumps(reply)
+    for status in (200, 400):
+
+        def echo(request: web.Request, status: int = status) -> web.Response:
+            return web.json_response({"error": None, "message": dict(request.headers)}, status=status)
+
+        reply = asyncio.run(reply_of(echo, tmp_path / "key"))
+        assert b"Bearer [key]" in reply.body and b"canary" not in pickle.dumps(reply)
+
+
+def test_a_placeholder_for_a_key_is_no_secret_and_an_answer_keeps_its_words(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("test")
+    body = {"choices": [{"message": {"content": "A test of the test."}}], "error": None}
+    reply = asyncio.run(reply_of(lambda request: web.json_response(body), tmp_path / "key"))
+    assert json.loads(reply.body) == body and reply.verdict.kind is VerdictKind.ANSWERED
+
+
+def test_an_answer_with_long_and_many_headers_is_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("none")
+    headers = {"x-trace": "t" * 60_000, **{f"x-{n}": "v" for n in range(300)}}
+    reply = asyncio.run(reply_of(lambda request: web.json_response({}, headers=headers), tmp_path / "key"))
+    assert reply.verdict.kind is VerdictKind.ANSWERED
