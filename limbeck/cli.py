@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError  # its only place
 
-from schemas.errors import Interrupted, LimbeckError, SpecError, refused_as_spec
+from schemas.errors import UNFORESEEN, Interrupted, LimbeckError, SpecError, refused_as_spec
 
 
 class OneLine(typer.core.TyperGroup):
@@ -85,7 +85,7 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
         fail(Interrupted("interrupted", "run the same command again to go on"))
     except BrokenPipeError:
         os._exit(1)
-    except (OSError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+    except UNFORESEEN as error:
         # A disk that fills up, a file that vanishes: what was paid for is on disk, and one line says what happened.
         if debug:
             raise

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pipelines.estimate import Estimate, estimate
 from pipelines.harvest import SCHEMAS
 from pipelines.rundir import RunDirectory, locked, replace_text
 from pipelines.runner import Run, Watch
-from schemas.errors import LimbeckError, SpecError, refused_as_spec
+from schemas.errors import UNFORESEEN, LimbeckError, SpecError, refused_as_spec
 from schemas.job import JobSpec
 from schemas.manifest import Manifest
 from schemas.student import TrainingData, TrainingSpec
@@ -74,8 +74,10 @@ def _recorded(this: Run) -> Iterator[None]:
     except LimbeckError as error:
         this.fail(error)
         raise
-    except (OSError, ValueError, RuntimeError, LookupError) as error:
-        this.fail(LimbeckError(str(error)))
+    except UNFORESEEN as error:
+        with suppress(*UNFORESEEN):
+            this.settle()
+        this.fail(LimbeckError(f"{type(error).__name__}: {error}"))
         raise
     finally:
         this.directory.close()
@@ -164,6 +166,8 @@ def _train_stage(this: Run, spec: TrainingSpec) -> None:
         )  # fmt: skip
     if metrics["steps"] < FEW_STEPS:
         this.warn(f"the student took {metrics['steps']} steps: train.epochs, or a smaller batch_size, gives it more")
+    if metrics["rows_too_long"]:
+        this.warn(f"{metrics['rows_too_long']} rows took no part: their prompts alone fill train.max_length")
     replace_text(this.directory.trained_on, json.dumps(_trained_on(this, spec), indent=2) + "\n")
 
 

@@ -81,7 +81,8 @@ class _Sums:
     def add(self, call: Call, teacher: Teacher, times: float) -> None:
         self.reserved_nano += times * worst_case(call, teacher.rates).money.nano_usd
         self.calls += times
-        self.bytes += times * sum(len(m.content.encode()) for m in call.messages)
+        texts = [m.content for m in call.messages] + ([call.schema] if call.schema else [])
+        self.bytes += times * sum(len(text.encode()) for text in texts)
         self.most_output += times * call.sampling.max_tokens
 
 
@@ -135,7 +136,7 @@ def _calls(spec: JobSpec, plan: RowPlan, found: Estimate) -> Iterator[tuple[str,
     for call in instruct.first_round(spec, plan.duplicates).calls():
         yield call.row, call, 1.0
     # An instruction that is yet to be written is taken to be like the last of the source.
-    yield "written", Call("written", example.messages, example.sampling, sample=1), float(asked.generate)
+    yield "written", example._replace(row="written", sample=1), float(asked.generate)
 
 
 def calls_a_minute(teacher: Teacher, demand: Demand) -> float:

@@ -10,10 +10,10 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import ValidationError
 
+from pipelines.answer_schema import misfit
 from pipelines.source import Malformed, Row, usable
 from schemas.call import Answer, Call, Message, Sampling
 from schemas.errors import SpecError
@@ -147,63 +147,6 @@ def check_pool(pool: Sequence[object], instruct: Instruct) -> None:
             f"instruct.examples: {instruct.examples} needed, the source has {len(pool)} usable rows",
             "give more rows, or set instruct.examples lower",
         )
-
-
-def misfit(text: str, schema: dict[str, Any]) -> str:
-    """How a text falls short of a JSON schema, '' where it fits."""
-    import jsonschema
-    import referencing
-
-    try:
-        error = jsonschema.exceptions.best_match(_validator(schema).iter_errors(json.loads(text)))
-    except (ValueError, RecursionError) as problem:
-        return f"not JSON: {problem}"
-    except referencing.exceptions.Unresolvable as problem:
-        return f"the schema's $ref {problem.ref!r} points nowhere"
-    return f"{error.json_path}: {error.message}"[:300] if error else ""
-
-
-def _validator(schema: dict[str, Any]) -> Any:
-    """A validator that knows no other schema: by default a remote `$ref` would be fetched."""
-    import jsonschema
-    import referencing
-
-    return jsonschema.validators.validator_for(schema)(schema, registry=referencing.Registry())
-
-
-def _references(schema: Any) -> Iterator[str]:
-    """Every `$ref` of a schema."""
-    if isinstance(schema, list):
-        for part in schema:
-            yield from _references(part)
-    elif isinstance(schema, dict):
-        for key, part in schema.items():
-            if key in ("$ref", "$dynamicRef") and isinstance(part, str):
-                yield part
-            elif key not in ("enum", "const", "default", "examples"):
-                yield from _references(part)
-
-
-def check_schema(schema: dict[str, Any]) -> None:
-    """`SpecError` where `validate.json_schema` is no JSON schema, or points to what it does not hold."""
-    import jsonschema
-    import referencing
-    import referencing.jsonschema
-
-    try:
-        jsonschema.validators.validator_for(schema).check_schema(schema)
-        whole = referencing.Resource.from_contents(schema, default_specification=referencing.jsonschema.DRAFT202012)
-        resolver = referencing.Registry().with_resource("", whole).resolver()
-        for reference in _references(schema):
-            if not reference.startswith("#"):
-                raise SpecError(f"validate.json_schema: $ref {reference!r} lies elsewhere", "write it out under $defs")
-            resolver.lookup(reference)
-    except jsonschema.SchemaError as error:
-        raise SpecError(f"validate.json_schema: {error.message}", "see json-schema.org") from None
-    except referencing.exceptions.Unresolvable as error:
-        raise SpecError(
-            f"validate.json_schema: $ref {error.ref!r} points nowhere", "write it out under $defs"
-        ) from None
 
 
 def read_answer(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipelines import cot, instruct
+from pipelines.answer_schema import check_schema
 from pipelines.card import card
 from pipelines.curate import curate
 from pipelines.harvest import (
@@ -89,7 +90,7 @@ class Run:
         started = time.monotonic()
         self._scan = scan(self.spec.source)
         if self.spec.validation.json_schema is not None:
-            instruct.check_schema(self.spec.validation.json_schema)
+            check_schema(self.spec.validation.json_schema)
         if self.spec.pipeline == "cot":
             cot.load_exemplars(self.spec.prompt)
         elif (wanted := self._instruct()).generate:
@@ -232,6 +233,10 @@ class Run:
         self.manifest.versions = installed_versions()
         self._count(Progress())
         self.directory.save(self.manifest)
+
+    def settle(self) -> None:
+        """Bring the manifest's spend up to what the journal holds."""
+        self._exact_counts(JournalIndex(self.journal.read()).totals)
 
     def fail(self, error: LimbeckError) -> None:
         """Write how the run ended, unless that was written already."""

@@ -17,7 +17,7 @@ import numpy as np
 from schemas.errors import SpecError
 from schemas.hub import require_hub
 from schemas.job import Source
-from schemas.text_files import TOO_MANY_CELLS, files_of, is_unicode, parsed, text_entries
+from schemas.text_files import TooManyCells, files_of, is_unicode, parsed, text_entries
 
 MOST_CHOICES = 26  # they are shown as (a) to (z)
 
@@ -117,11 +117,11 @@ class RowReader:
             values = parsed(entry)
         except (ValueError, RecursionError) as error:
             return Malformed(at, "malformed", where, f"not valid JSON: {error}", raw)
-        if values is TOO_MANY_CELLS:
-            return Malformed(at, "malformed", where, TOO_MANY_CELLS)
+        raw = raw or json.dumps(values, ensure_ascii=False, default=str)
+        if isinstance(values, TooManyCells):
+            return Malformed(at, "malformed", where, str(values), json.dumps(values.cells, ensure_ascii=False))
         if not isinstance(values, dict):
             return Malformed(at, "malformed", where, f"a {type(values).__name__}, not an object", raw)
-        raw = raw or json.dumps(values, ensure_ascii=False, default=str)
         problem = self._problem(values)
         if problem:
             given = values.get(self._id)

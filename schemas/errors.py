@@ -12,6 +12,9 @@ All of them hold text alone, so they pickle, and none ever holds a request, a he
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# What code that is wrong, a disk or a library may raise: the places that end a command make one line of it.
+UNFORESEEN = (OSError, ValueError, RuntimeError, LookupError, ArithmeticError, TypeError, AttributeError)
+
 
 class LimbeckError(Exception):
     """A failure with one line of what happened and, where there is one, a hint of what to do next."""
@@ -56,7 +59,7 @@ def refused_as_spec() -> Iterator[None]:
     """Before the first call, whatever a file, a path or a value does that nobody foresaw is wrong input: one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, LookupError) as error:
+    except UNFORESEEN as error:
         lines = str(error).strip().splitlines()
         what = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
         raise SpecError(what, "--debug shows where it comes from") from error

@@ -1,5 +1,6 @@
 """The job spec: what a user writes in YAML."""
 
+import json
 import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -76,6 +77,12 @@ class Validation(Strict):
     def _shallow(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if depth(value) > DEEPEST:
             raise ValueError(f"is nested deeper than {DEEPEST} levels")
+        try:
+            same = json.loads(json.dumps(value, allow_nan=False)) == value
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"holds what JSON cannot: {error}; put dates in quotes") from None
+        if not same:
+            raise ValueError("has a key that is not text; put it in quotes")
         return value
 
 

@@ -7,13 +7,21 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas.errors import SpecError
 
 csv.field_size_limit(64 * 2**20)
-TOO_MANY_CELLS = "more cells than the header has; quote texts that hold commas"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+
+
+class TooManyCells(NamedTuple):
+    """A CSV row that an unquoted comma has cut into more cells than its header has."""
+
+    cells: list[str]
+
+    def __str__(self) -> str:
+        return "more cells than the header has; quote texts that hold commas"
 
 
 def files_of(path: str, what: str) -> list[Path]:
@@ -38,8 +46,8 @@ def files_of(path: str, what: str) -> list[Path]:
 
 
 def text_entries(file: Path, what: str) -> Iterator[tuple[str, Any]]:
-    """(where, raw JSONL line or object) of every entry, streamed. `TOO_MANY_CELLS` stands for a CSV row whose cells are
-    more than its header's; bytes that are no UTF-8 come as lone surrogates."""
+    """(where, raw JSONL line or object) of every entry, streamed. Bytes of a CSV file that are no UTF-8 come as lone
+    surrogates."""
     try:
         if file.suffix == ".csv":
             yield from _csv(file, what)
@@ -86,8 +94,8 @@ def _csv(file: Path, what: str) -> Iterator[tuple[str, Any]]:
             if twice := {name for name in header if header.count(name) > 1}:
                 raise SpecError(f"{what} malformed: {file}: column {min(twice)!r} stands twice", "rename one of them")
             for row in reader:
-                # Cells beyond the header come under None: an unquoted comma has cut the text in two.
-                yield f"{file}:{reader.line_num}", TOO_MANY_CELLS if None in row else row
+                extra = row.pop(None, None)  # where the reader puts what is beyond the header
+                yield f"{file}:{reader.line_num}", row if extra is None else TooManyCells([*row.values(), *extra])
         except csv.Error as error:
             where = f"{file}:{reader.line_num + 1}"
             raise SpecError(f"{what} malformed: {where}: {error}", "is every quote closed?") from None

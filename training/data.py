@@ -10,7 +10,7 @@ from typing import Any
 from schemas.errors import SpecError
 from schemas.record import conversation
 from schemas.student import TrainingData
-from schemas.text_files import TOO_MANY_CELLS, files_of, is_unicode, parsed, text_entries
+from schemas.text_files import TooManyCells, files_of, is_unicode, parsed, text_entries
 
 IGNORED = -100  # label of a token without a loss
 
@@ -82,7 +82,7 @@ def _rows(data: TrainingData) -> Iterator[tuple[str, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 raise SpecError(f"data malformed: {where}: not valid JSON: {error}", "mend the row") from None
             if not isinstance(row, dict):
-                what = row if row is TOO_MANY_CELLS else f"a {type(row).__name__}, not an object"
+                what = row if isinstance(row, TooManyCells) else f"a {type(row).__name__}, not an object"
                 raise SpecError(f"data malformed: {where}: {what}", "mend the row")
             yield where, row
 
@@ -95,6 +95,8 @@ def _parquet(file: Path, data: TrainingData) -> Iterator[tuple[str, Any]]:
     try:
         table = pq.ParquetFile(file)
         names = table.schema_arrow.names
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise SpecError(f"data malformed: {file}: column {min(twice)!r} stands twice", "rename one of them")
         if _is_mapped(data):
             check_columns(names, data, f"{file}: ")
             names = [data.fields.get("prompt", "prompt"), data.fields.get("response", "response")]
@@ -139,8 +141,8 @@ def _pairs(data: TrainingData) -> Iterator[Pair]:
         for name in (prompt, response):
             if not isinstance(row[name], str) or not is_unicode(row[name]):
                 raise SpecError(f"data: {where}: field {name!r} must be text", "mend the row")
-        if not row[prompt].strip():
-            raise SpecError(f"data: {where}: field {prompt!r} is blank", "a student answers to something; mend the row")
+            if not row[name].strip():
+                raise SpecError(f"data: {where}: field {name!r} is blank", "mend the row or leave it out")
         yield Pair(row[prompt], row[response])
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,14 @@ class Session:
         student = load_student(spec.student, (t for p in learn for t in (p.prompt, p.response)), spec.seed)
         if template and not student.tokenizer.chat_template:
             raise LimbeckError("data.template: chat, but the student's tokenizer has none", "leave template out")
-        rows, left_out = token_rows(learn, student.tokenizer, spec.max_length, template, student.seq2seq)
-        held_rows, _ = token_rows(held, student.tokenizer, spec.max_length, template, student.seq2seq)
+        rows_of = partial(
+            token_rows, tokenizer=student.tokenizer, max_length=spec.max_length, template=template,
+            seq2seq=student.seq2seq,
+        )  # fmt: skip
+        rows, left_out = rows_of(learn)
+        fitting = [pair for pair in held if rows_of([pair])[0]]  # loss and ROUGE-L are of the same rows
+        left_out, held = left_out + len(held) - len(fitting), fitting
+        held_rows, _ = rows_of(held)
         if not rows or not held_rows:
             raise LimbeckError(f"no prompt is shorter than max_length {spec.max_length}", "raise max_length")
         metrics: dict[str, Any] = {

@@ -7,6 +7,10 @@ from typing import Any, Protocol
 from schemas.call import Answer, Call
 from schemas.money import Usage
 
+REFUSED_IF_STRICT = {
+    "allOf", "oneOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "patternProperties",
+    "propertyNames", "unevaluatedProperties", "contains",
+}  # fmt: skip
 NAME = "answer"  # of the schema or the tool that structured output goes by
 
 
@@ -60,18 +64,25 @@ def storable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def is_strict(schema: Any) -> bool:
-    """Whether a schema lies in the subset that OpenAI's strict mode takes: closed objects, every property required."""
+def is_strict(schema: dict[str, Any]) -> bool:
+    """Whether a schema lies in the subset that OpenAI's strict mode takes: an object, closed as all within it are, each
+    property required, none of the keywords that it refuses. Where it does not, it goes out as a request only."""
+    return schema.get("type") == "object" and _is_closed(schema)
+
+
+def _is_closed(schema: Any) -> bool:
     if isinstance(schema, list):
-        return all(is_strict(part) for part in schema)
+        return all(_is_closed(part) for part in schema)
     if not isinstance(schema, dict):
         return True
-    if "properties" in schema:
-        if schema.get("additionalProperties") is not False:
+    if REFUSED_IF_STRICT & schema.keys():
+        return False
+    if "properties" in schema or schema.get("type") == "object":
+        inner = schema.get("properties", {})
+        if schema.get("additionalProperties") is not False or set(schema.get("required", ())) != set(inner):
             return False
-        if set(schema.get("required", ())) != set(schema["properties"]):
+        if not all(_is_closed(part) for part in inner.values()):
             return False
-        if not all(is_strict(part) for part in schema["properties"].values()):
-            return False
-    rest = (part for key, part in schema.items() if key not in ("properties", "enum", "const", "default"))
-    return all(is_strict(part) for part in rest)
+    named = [part for key in ("$defs", "definitions") for part in schema.get(key, {}).values()]
+    data = ("properties", "enum", "const", "default", "examples", "$defs", "definitions")
+    return all(_is_closed(part) for part in (*named, *(part for key, part in schema.items() if key not in data)))

@@ -1,6 +1,7 @@
 """Bad input at the command line: one line and a hint, status 2, no teacher called, nothing left behind."""
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from teacher_server import teacher_server
 from typer.testing import CliRunner
 
 from limbeck.cli import app
+from limbeck.spec_file import load_job
 
 Write = Callable[..., Path]
 
@@ -67,8 +69,10 @@ def test_a_spec_that_is_not_there_or_not_yaml_or_not_a_mapping(tmp_path: Path) -
         ({"sampling": {"max_tokens": 10**400}}, "sampling.max_tokens"),
         ({"teachers": {}}, "teachers: {}"),
         ({"pipeline": "instruct", "validate": {"json_schema": nested(300)}}, "validate.json_schema"),
-        ({"pipeline": "instruct", "validate": {"json_schema": {"$ref": "#/nope"}}}, "$ref '/nope' points nowhere"),
+        ({"pipeline": "instruct", "validate": {"json_schema": {"$ref": "#/nope"}}}, "$ref '#/nope' points nowhere"),
         ({"pipeline": "instruct", "validate": {"json_schema": {"$ref": "http://a.example/s"}}}, "lies elsewhere"),
+        ({"pipeline": "instruct", "validate": {"json_schema": {"properties": {1: {}, "a": {}}}}}, "not text"),
+        ({"pipeline": "instruct", "validate": {"json_schema": {"const": date(2020, 1, 1)}}}, "put dates in quotes"),
         ({"train": {"student": {"scratch": {}}, "data": {"path": ""}}}, "train.data.path"),
         (
             {"train": {"student": {"scratch": {}}, "data": {"fields": {"prompt": "input", "response": "gold"}}}},
@@ -251,3 +255,8 @@ def test_the_help_teaches_and_the_schema_names_every_section(limbeck: Limbeck) -
     assert "130 interrupted" in " ".join(limbeck("run", "--help").stdout.split())
     assert "base_url" in limbeck("schema").stdout
     assert "learning_rate" in limbeck("schema", "--training").stdout
+
+
+def test_a_number_is_one_with_and_without_a_point_before_the_exponent(job: Write, questions: Path) -> None:
+    spec = load_job(job(questions, budget={"usd": 1}), ["budget.usd=5e0"])
+    assert spec.budget is not None and spec.budget.usd == 5.0

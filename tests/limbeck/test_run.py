@@ -10,7 +10,11 @@ import pytest
 from conftest import Finished
 from teacher_server import RunningTeacher, teacher_server
 
-pytestmark = pytest.mark.ray
+import limbeck as api
+from limbeck.spec_file import load_job
+from schemas.manifest import Manifest
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 Write = Callable[..., Path]
 Command = Callable[..., Finished]
 
@@ -200,3 +204,20 @@ def test_a_finished_run_is_left_alone(command: Command, job: Write, questions: P
     again = command("run", spec, "--out", run)
     assert again.returncode == 0 and "finished" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+
+def test_an_error_that_nobody_foresaw_is_written_down_with_what_was_spent(
+    job: Write, questions: Path, tmp_path: Path
+) -> None:
+    def watch(now: Manifest) -> None:
+        if now.stage == "harvest":
+            raise TypeError("a watcher's own fault")
+
+    with teacher_server("--price", "1:1") as teacher:
+        priced = {**lane(teacher), "free": False, "price": {"input": 1, "output": 1}}
+        with pytest.raises(TypeError):
+            api.run(load_job(job(questions, teachers=[priced], budget={"usd": 1}), []), tmp_path / "run", watch=watch)
+        bill = teacher.bill()
+    said = manifest(tmp_path / "run")
+    assert said["state"] == "failed" and said["error"] == "TypeError: a watcher's own fault"
+    assert said["spend"]["usd"] == bill["usd"] > 0

@@ -38,6 +38,13 @@ def test_the_range_of_dollars_holds_the_worst_case_and_an_answer_of_one_token(
     assert lane.usd.high == pytest.approx((lane.input_tokens.high * 0.40 + 200 * 1.60) / 1e6, rel=0.01)
 
 
+def test_a_schema_that_goes_out_with_each_call_is_counted(job: Write, questions: Path) -> None:
+    schema = {"type": "object", "description": "d" * 4_000}
+    plain = planned(job(questions, pipeline="instruct"))
+    with_schema = planned(job(questions, pipeline="instruct", validate={"json_schema": schema}))
+    assert with_schema.lanes[0].input_tokens.low > plain.lanes[0].input_tokens.low + 40 * 4_000 / 8
+
+
 def test_rows_are_spread_by_what_the_lanes_limits_let_through(job: Write, questions: Path) -> None:
     lanes = [
         {"provider": "openai", "model": name, "base_url": "http://127.0.0.1:9/v1", "free": True, "limits": {"rpm": rpm}}

@@ -123,3 +123,10 @@ def test_a_csv_row_that_is_no_utf8_is_set_aside_alone(tmp_path: Path) -> None:
         scan(source(path))
     rows = list(usable(source(path, on_error="reject"), frozenset()))
     assert [(r.id, isinstance(r, Row)) for r in rows] == [("a", True), ("b", False), ("c", True)]
+
+
+def test_a_csv_row_with_too_many_cells_keeps_what_it_said(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("id,q\na,good\nb,cut, in two\n")
+    rows = list(usable(source(path, on_error="reject"), frozenset()))
+    assert isinstance(rows[1], Malformed) and json.loads(rows[1].raw) == ["b", "cut", " in two"]

@@ -337,7 +337,10 @@ def test_a_schema_is_sent_as_structured_output_or_as_a_tool() -> None:
 
 def test_strict_mode_is_asked_for_only_where_the_schema_allows_it() -> None:
     assert is_strict(SCHEMA)
-    assert is_strict({"type": "array", "items": SCHEMA})
+    assert not is_strict({"type": "array", "items": SCHEMA})  # the root must be an object
+    assert not is_strict({"type": "object"}) and not is_strict({**SCHEMA, "allOf": [{}]})
+    assert is_strict({**SCHEMA, "$defs": {"s": SCHEMA}})
+    assert not is_strict({**SCHEMA, "$defs": {"s": {"type": "object"}}})
     assert not is_strict({**SCHEMA, "required": []})
     assert not is_strict({"type": "object", "properties": {"x": {"type": "object", "properties": {}}}})
 

@@ -29,8 +29,9 @@ def trained(command: Command, data: Path, out: Path, arch: str, **settings: Any)
 
 @pytest.fixture
 def repeats(jsonl: Callable[..., Path]) -> Path:
-    """100 pairs that ask to repeat two words."""
-    return jsonl([{"prompt": f"Repeat {a} {b}: ", "response": f"{a} {b}"} for a in WORDS for b in WORDS] * 4)
+    """100 pairs that ask to repeat two words, and one whose prompt is longer than a student reads."""
+    pairs = [{"prompt": f"Repeat {a} {b}: ", "response": f"{a} {b}"} for a in WORDS for b in WORDS] * 4
+    return jsonl([*pairs, {"prompt": "Repeat " + "red " * 200, "response": "red"}])
 
 
 def test_two_workers_take_the_same_steps_as_one_with_twice_the_batch(
@@ -43,6 +44,7 @@ def test_two_workers_take_the_same_steps_as_one_with_twice_the_batch(
     assert two["loss_after"] == pytest.approx(one["loss_after"], rel=0.03)  # the last batch of an epoch is uneven
     assert one["loss_after"] < 0.7 * one["loss_before"]
     assert one["packed"]
+    assert one["rows_train"] + one["rows_eval"] == 100 and one["rows_too_long"] == 1
     student = tmp_path / "two" / "student"
     model = transformers.AutoModelForCausalLM.from_pretrained(student)
     assert model.config.vocab_size == len(transformers.AutoTokenizer.from_pretrained(student))
