@@ -1,6 +1,7 @@
 """The JSON schema that an answer shall fit. Nothing is ever fetched: a schema holds all that it points to."""
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -62,7 +63,7 @@ def misfit(text: str, schema: dict[str, Any]) -> str:
     import referencing
 
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError) as problem:
         return f"not JSON: {problem}"
     # By default a remote reference would be fetched.
@@ -71,8 +72,17 @@ def misfit(text: str, schema: dict[str, Any]) -> str:
         error = jsonschema.exceptions.best_match(validator.iter_errors(value))
     except (referencing.exceptions.Unresolvable, RecursionError) as problem:
         return f"the schema cannot be followed: {type(problem).__name__}"
+    except ArithmeticError as problem:  # a number of 400 digits against a fractional multipleOf
+        return f"a number is too large to be checked: {problem}"
     return f"{error.json_path}: {error.message}"[:300] if error else ""
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON number")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number[:20]} is beyond what a double holds")
+    return value

@@ -141,7 +141,7 @@ class Bucket:
         """Use a smaller share of the limit: somebody else uses it too, or it is lower than was said."""
         self.factor = max(SLOWEST, self.factor * by)
 
-    def recover(self, by: float) -> None:
-        """Go back towards the whole limit."""
-        self.factor = min(1.0, self.factor + by)
+    def recover(self, by: float, haste: float = 1.0) -> None:
+        """Go back towards the whole limit, `haste` times as fast, and towards the whole burst."""
+        self.factor = min(1.0, self.factor + haste * by)
         self.burst_s = min(BURST_S, self.burst_s * (1 + by))

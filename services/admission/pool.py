@@ -28,7 +28,8 @@ UNKNOWN = 0.3  # refused of sent: a limit that nobody named
 OVERLOAD = 0.2  # overloaded of sent: not the odd error
 FLOOD = 0.1  # refused of sent: something is wrong with what is believed of the limits
 SLOWER, RAMP_SLOWER = 0.95, 0.75
-RECOVERY = 0.005  # of the limit a second
+RECOVERY = 0.005  # of the limit a second, and as much again for every `QUIET_S` without many refusals
+QUIET_S = 10.0
 GUESS, PROBE = 0.95, 1.03  # of the answers that came while others were refused; what is tried next, each second
 TELLING = 10  # answers of an episode that tell a rate
 LEAST_PROBE = 6.0  # requests a minute
@@ -114,6 +115,8 @@ class Pool:
     _ramp_until: Seconds = float("-inf")
     _pause_until: Seconds = float("-inf")
     _recovered_at: Seconds = 0.0
+    _slowed_at: Seconds = 0.0
+    _unaware: int = 0  # calls that had left before the limit was known: their refusals say nothing about it
     _unused: float = 0.0
     _short: float = 0.0
     _rich_since: Seconds | None = None
@@ -182,6 +185,9 @@ class Pool:
         for client in alive:
             for name, value in client.limits.items():
                 limits[name] = min(value, limits.get(name, value))
+        if self._learned and not self._buckets:
+            self._unaware = sum(client.window for client in alive)
+            self._ended = self._answered = self._refused = 0
         for name, value in limits.items():
             if name not in self._buckets:
                 guessed = name == "requests" and value == self._guess
@@ -230,9 +236,12 @@ class Pool:
     def _learn(self, report: Report, now: Seconds) -> None:
         """Adapt to refusals: shorter bursts, then a smaller share of the limit; the window where none is known."""
         self._unused += report.unused
-        self._ended += report.ended
-        self._answered += report.answered
-        self._refused += report.refused
+        if self._unaware > 0:
+            self._unaware -= report.ended
+        else:
+            self._ended += report.ended
+            self._answered += report.answered
+            self._refused += report.refused
         peak = sum(c.peak for c in self._alive(now))
         self._window.answered(report.ended - report.refused - report.overloaded, peak, now)
         self._asked_until = max(self._asked_until, now + report.retry_after)
@@ -249,7 +258,7 @@ class Pool:
             self._judge_episode(past, now)
         if now >= self._ramp_until:
             for bucket in self._buckets.values():
-                bucket.recover(RECOVERY * min(1.0, now - self._recovered_at))
+                bucket.recover(RECOVERY * min(1.0, now - self._recovered_at), 1 + (now - self._slowed_at) / QUIET_S)
         self._recovered_at = now
 
     def _judge_episode(self, past: Seconds, now: Seconds) -> None:
@@ -258,7 +267,7 @@ class Pool:
             self._pause_until = max(self._pause_until, self._asked_until)
         share = self._refused / max(1, self._ended)
         if share > MANY:
-            self._slow_down(share, past)
+            self._slow_down(share, past, now)
         elif self._guess is not None and not self._refused:
             self._guess = max(self._guess * PROBE, self._guess + LEAST_PROBE)
         if self._refused and self._buckets:
@@ -269,7 +278,7 @@ class Pool:
                 self._pause_until = max(self._pause_until, self._asked_until)
         self._episode_at, self._ended, self._answered, self._refused, self._overloaded = now, 0, 0, 0, 0
 
-    def _slow_down(self, share: float, past: Seconds) -> None:
+    def _slow_down(self, share: float, past: Seconds, now: Seconds) -> None:
         """Many refusals. Where no limit is known, what was answered beside them is the best guess of one."""
         known = {name for name in self._buckets if name != "requests" or self._guess is None}
         if not known:
@@ -282,6 +291,7 @@ class Pool:
         elif "tokens" in known and self._unused and self.charging is not Charging.KEEP:
             self._charge(Charging(self.charging + 1))
         else:
+            self._slowed_at = now
             for bucket in self._buckets.values():
                 bucket.slow(SLOWER * (1 - share))
 

@@ -26,6 +26,11 @@ def test_an_answer_that_does_not_fit_the_schema_is_rejected_with_the_place() -> 
         assert rejection.reason == "schema_mismatch" and words in rejection.detail
 
 
+@pytest.mark.parametrize("number", ["1e400", "-1e999", "1" + "0" * 401, "1" + "0" * 5000])
+def test_a_number_beyond_a_double_is_a_misfit_and_no_error(number: str) -> None:
+    assert misfit(number, {"type": "number", "multipleOf": 0.5})
+
+
 def test_a_schema_may_point_within_itself() -> None:
     named = {"$defs": {"part": {"$id": "part", "$defs": {"b": True}, "$ref": "#/$defs/b"}}, "$ref": "#/$defs/part"}
     tree = {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#"}}}}

@@ -30,11 +30,18 @@ class Provider:
     meters: Meters = field(init=False)
     admitted: list[tuple[float, float]] = field(default_factory=list)  # (time, tokens charged)
     produced: list[tuple[float, float]] = field(default_factory=list)  # tokens charged with the answer
-    refused: int = 0
+    refusals: list[float] = field(default_factory=list)  # times
     in_flight: int = 0
 
     def __post_init__(self) -> None:
         self.meters = Meters(self.limits, self.burst_s, 0.0)
+
+    @property
+    def refused(self) -> int:
+        return len(self.refusals)
+
+    def refused_until(self, time: float) -> int:
+        return bisect.bisect_right(self.refusals, time)
 
     def served_in_any_minute(self) -> list[int]:
         """Requests of the minute that ends with each request."""
@@ -48,7 +55,7 @@ class Provider:
         over = self.in_flight_limit is not None and self.in_flight >= self.in_flight_limit
         hit = None if over else self.meters.admit(charge, now)
         if over or hit:
-            self.refused += 1
+            self.refusals.append(now)
             return Reply(Verdict(VerdictKind.RATE_LIMITED, "", 0.05 if over else hit[1] if hit else 0.0), 429)
         self.in_flight += 1
         self.admitted.append((now, charge.tokens))
