@@ -56,8 +56,8 @@ Out = Annotated[Path, typer.Option("--out", help="The run directory. The same co
 class StopFlag:
     """Set by the first SIGINT or SIGTERM; a second one ends the process at once."""
 
-    def __init__(self) -> None:
-        self.is_set = False
+    def __init__(self, doing: str = "finishing the calls in flight") -> None:
+        self.is_set, self._doing = False, doing
 
     def install(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -67,7 +67,7 @@ class StopFlag:
         if self.is_set:
             os._exit(130)
         self.is_set = True
-        print("stopping: finishing the calls in flight (once more to stop at once)", file=sys.stderr, flush=True)
+        print(f"stopping: {self._doing} (once more to stop at once)", file=sys.stderr, flush=True)
 
     def __call__(self) -> bool:
         return self.is_set
@@ -230,7 +230,9 @@ def replay(
 @app.command()
 def train(
     spec: Annotated[Path, typer.Argument(help="A training spec in YAML.", metavar="SPEC")],
-    out: Out,
+    out: Annotated[
+        Path, typer.Option("--out", help="Where student/ is made. The same command trains anew only what is not there.")
+    ],
     address: Address = None,
     settings: Settings = None,
     debug: Debug = False,
@@ -259,9 +261,12 @@ def train(
                     flush=True,
                 )
 
-        stop = StopFlag()
+        stop = StopFlag("finishing the step")
         place = lasting(out)
-        metrics = jobs.train(loaded, place, address=address, watch=watch, stopping=stop, ready=stop.install)
+        if (metrics := jobs.trained(loaded, place)) is not None:
+            print("note: this student was trained before: nothing was changed", file=sys.stderr)
+        else:
+            metrics = jobs.train(loaded, place, address=address, watch=watch, stopping=stop, ready=stop.install)
         for name, value in metrics.items():
             print(f"{name:18} {value:,.4f}" if isinstance(value, float) else f"{name:18} {value}")
         print(f"{'student':18} {out / 'student'}")

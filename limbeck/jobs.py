@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipelines.estimate import Estimate, estimate
 from pipelines.harvest import SCHEMAS
-from pipelines.rundir import RunDirectory, locked, replace_text
+from pipelines.rundir import TRAINED_ON, RunDirectory, locked, replace_text
 from pipelines.runner import Run, Watch
 from schemas.errors import UNFORESEEN, LimbeckError, SpecError, refused_as_spec
 from schemas.job import JobSpec
@@ -138,21 +138,24 @@ def _check_training(job: JobSpec, spec: TrainingSpec, rows: int) -> None:
 
 
 def _trained_on(this: Run, spec: TrainingSpec) -> dict[str, Any]:
-    """What a student is made of: while it is the same, so is the student."""
-    from training.data import data_digest
-
-    own = spec.data is None or (spec.data.path is None and spec.data.run is None)
-    data = this.manifest.dataset.sha256 if own else data_digest(spec.data or TrainingData())
-    return {"data": data, "train": spec.model_dump(mode="json", by_alias=True)}
+    """What a run's student is made of: while it is the same, so is the student."""
+    if spec.data is not None and (spec.data.path is not None or spec.data.run is not None):
+        return _made_of(spec)
+    return {"data": this.manifest.dataset.sha256, "train": spec.model_dump(mode="json", by_alias=True)}
 
 
 def _is_trained(this: Run, spec: TrainingSpec) -> bool:
+    return _metrics_of(this.directory.student, _trained_on(this, spec)) is not None
+
+
+def _metrics_of(student: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
+    """The metrics of a student that is made of just this; None where there is no such one."""
     try:
-        found = json.loads(this.directory.trained_on.read_text())
+        found = json.loads((student / TRAINED_ON).read_text())
+        metrics: dict[str, Any] = json.loads((student / "metrics.json").read_text())
     except (OSError, ValueError):
-        return False
-    weights = any(this.directory.student.glob("*.safetensors"))
-    return bool(weights and found == _trained_on(this, spec))
+        return None
+    return metrics if found == made_of and any(student.glob("*.safetensors")) else None
 
 
 def _train_stage(this: Run, spec: TrainingSpec) -> None:
@@ -162,21 +165,37 @@ def _train_stage(this: Run, spec: TrainingSpec) -> None:
     with this.stage("train"):
         metrics = train(
             spec.model_copy(update={"data": data}), this.directory.root,
-            watch=lambda _: this.watch(this.manifest), stopping=this.stopping,
+            watch=lambda _: this.watch(this.manifest), stopping=this.stopping, made_of=_trained_on(this, spec),
         )  # fmt: skip
     if metrics["steps"] < FEW_STEPS:
         this.warn(f"the student took {metrics['steps']} steps: train.epochs, or a smaller batch_size, gives it more")
     if metrics["rows_too_long"]:
         this.warn(f"{metrics['rows_too_long']} rows took no part: their prompts alone fill train.max_length")
-    replace_text(this.directory.trained_on, json.dumps(_trained_on(this, spec), indent=2) + "\n")
+
+
+def trained(spec: TrainingSpec, out: Path) -> dict[str, Any] | None:
+    """The metrics of the student in `out` where it was made by this very spec from data that is the same."""
+    with refused_as_spec():
+        return _metrics_of(Path(out) / "student", _made_of(spec))
+
+
+def _made_of(spec: TrainingSpec) -> dict[str, Any]:
+    from training.data import data_digest
+
+    data = data_digest(spec.data or TrainingData())
+    return {"data": data, "train": spec.model_dump(mode="json", by_alias=True)}
 
 
 def train(
     spec: TrainingSpec, out: Path, *, address: str | None = None,
     watch: Callable[[dict[str, Any]], None] = lambda metrics: None,
     stopping: Callable[[], bool] = lambda: False, ready: Callable[[], None] = lambda: None,
+    made_of: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train a student; it and its `metrics.json` are in `out`/student. Returns the metrics."""
+    """Train a student; it and its `metrics.json` are in `out`/student. Returns the metrics.
+
+    `made_of` says what of, for whoever asks later whether it has to be trained again: by default spec and data files.
+    """
     from training.data import check_data
     from training.loop import fit
     from training.students import check_student
@@ -192,4 +211,6 @@ def train(
         cluster.check_address(address)
         cluster.connect(address)
         ready()
-        return fit(spec, Path(out).absolute(), watch, stopping, outlives_us=not cluster.is_own())
+        metrics = fit(spec, Path(out).absolute(), watch, stopping, outlives_us=not cluster.is_own())
+        replace_text(student / TRAINED_ON, json.dumps(made_of or _made_of(spec), indent=2) + "\n")
+        return metrics

@@ -18,6 +18,7 @@ from schemas.manifest import Manifest
 from services.journal.place import Journal
 
 VERSIONS = ("limbeck", "ray", "openai", "pydantic", "pyarrow", "torch", "transformers", "xllamacpp")
+TRAINED_ON = "trained_on.json"  # in student/: what it was made of
 BYTES_A_ROW = 16_000  # journal, staging, dataset and rejected of one row, generously: 4.3 kB a journalled answer
 BYTES_A_RUN = 64 * 2**20
 
@@ -110,15 +111,10 @@ class RunDirectory:
     def close(self) -> None:
         self._held.close()
 
-    @property
-    def trained_on(self) -> Path:
-        """What the student was made of."""
-        return self.student / "trained_on.json"
-
     def has_student_of_other_rows(self, sha256: str) -> bool:
         """Whether there is a student that learned from this run's rows when they were others than those of `sha256`."""
         try:
-            made = json.loads(self.trained_on.read_text())
+            made = json.loads((self.student / TRAINED_ON).read_text())
             data = made["train"].get("data") or {}
             return not (data.get("path") or data.get("run")) and made["data"] != sha256
         except (OSError, ValueError, KeyError):

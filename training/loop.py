@@ -33,6 +33,7 @@ def fit(
     work.mkdir(parents=True, exist_ok=True)
     for stale in ("train-stop", "train-progress.json", "train-error.json"):
         (work / stale).unlink(missing_ok=True)
+    shutil.rmtree(work / "student", ignore_errors=True)
     trainer = _trainer_class(outlives_us)(
         train_worker,
         train_loop_config={"spec": spec.model_dump(mode="json", by_alias=True), "work": str(work)},
@@ -45,7 +46,7 @@ def fit(
         raise _failure(work, error) from None
     finally:
         shutil.rmtree(work / "ray_train", ignore_errors=True)
-    if (work / "train-stop").exists():
+    if not (work / "student" / "metrics.json").is_file():  # written last: a student that is whole is kept
         raise Interrupted("interrupted while the student was trained", "run the same command to train it again")
     return _publish(work / "student", out / "student")
 

@@ -66,8 +66,10 @@ class Report(transformers.TrainerCallback):  # type: ignore[misc]
         new.replace(self._work / "train-progress.json")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if (self._work / "train-stop").exists():
-            control.should_training_stop = True
+        wish = torch.tensor(float((self._work / "train-stop").exists()), device=args.device)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(wish)  # all stop at one step, or those that go on would wait for the others
+        control.should_training_stop = bool(wish)
 
 
 class Session:
@@ -109,14 +111,17 @@ class Session:
             student.model.to("cuda" if torch.cuda.is_available() else "cpu")
             metrics["loss_before"] = held_out_loss(student, held_rows)
             metrics["rouge_l_before"] = held_out_rouge(student, held, template, spec.max_length)
-        report = self._train(student, rows, metrics)
+        report, is_whole = self._train(student, rows, metrics)
+        if not is_whole:
+            return  # stopped by the user: whoever stops does not want to wait for its measurement
         if measured:
             metrics["loss_after"] = held_out_loss(student, held_rows)
             metrics["rouge_l_after"] = held_out_rouge(student, held, template, spec.max_length)
             self._save(student, metrics, report)
         ray.train.report({name: value for name, value in metrics.items() if isinstance(value, int | float)})
 
-    def _train(self, student: Any, rows: list[Any], metrics: dict[str, Any]) -> Report:
+    def _train(self, student: Any, rows: list[Any], metrics: dict[str, Any]) -> tuple[Report, bool]:
+        """(the report, whether all steps were taken)."""
         spec = self.spec
         tokens = sum(len(row.input_ids) + (len(row.labels) if student.seq2seq else 0) for row in rows)
         packed = spec.packing and not student.seq2seq
@@ -127,6 +132,7 @@ class Session:
             output_dir=str(self.work / "trainer"), per_device_train_batch_size=spec.batch_size,
             num_train_epochs=spec.epochs, learning_rate=spec.learning_rate, seed=spec.seed,
             warmup_steps=int(WARMUP * steps), logging_steps=max(1, int(steps // 200)), save_strategy="no",
+            logging_nan_inf_filter=False,  # it would show an older loss in place of one that is no number
             report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
             bf16=torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
             ddp_find_unused_parameters=False,
@@ -143,7 +149,7 @@ class Session:
             steps=trainer.state.global_step, train_seconds=round(seconds, 3), packed=packed,
             tokens_per_second=tokens * spec.epochs / seconds,
         )  # fmt: skip
-        return report
+        return report, trainer.state.global_step >= trainer.state.max_steps
 
     def _save(self, student: Any, metrics: dict[str, Any], report: Report) -> None:
         """Rank 0 writes the model, its metrics and its curve, aside; the driver moves them into place."""

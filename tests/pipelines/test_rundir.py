@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from limbeck import jobs
-from pipelines.rundir import RunDirectory, locked
+from pipelines.rundir import TRAINED_ON, RunDirectory, locked
 from schemas.errors import SpecError
 from schemas.job import JobSpec
 from schemas.student import TrainingSpec
@@ -74,9 +74,9 @@ def test_a_student_is_of_the_rows_that_it_learned_from(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     assert not run.has_student_of_other_rows("new")
     run.student.mkdir()
-    run.trained_on.write_text(json.dumps({"data": "old", "train": {"data": None}}))
+    (run.student / TRAINED_ON).write_text(json.dumps({"data": "old", "train": {"data": None}}))
     assert run.has_student_of_other_rows("new") and not run.has_student_of_other_rows("old")
-    run.trained_on.write_text(json.dumps({"data": "of a file", "train": {"data": {"path": "pairs.jsonl"}}}))
+    (run.student / TRAINED_ON).write_text(json.dumps({"data": "of a file", "train": {"data": {"path": "pairs.jsonl"}}}))
     assert not run.has_student_of_other_rows("new")
 
 

@@ -8,7 +8,7 @@ import transformers
 
 from schemas.student import FromScratch, LayerCut, Scratch
 from training.data import Collator, Pair, pack, token_rows
-from training.evaluate import held_out_loss, responses, rouge_l
+from training.evaluate import Words, held_out_loss, responses, rouge_l
 from training.losses import TokenLosses
 from training.students import Student, cut_layers, from_scratch, load_student
 
@@ -105,6 +105,26 @@ def test_rouge_l_is_one_for_the_same_words_and_zero_for_others() -> None:
     assert rouge_l(["the cat runs"], ["the cat runs"]) == 1.0
     assert rouge_l(["dogs bark"], ["the cat runs"]) == 0.0
     assert rouge_l(["the cat"], ["the cat runs"]) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Кошка бежит.", 2), ("القط يركض", 2), ("बिल्ली दौड़ती है।", 3), ("猫在跑。", 3), ("ネコが走る", 5),
+       ("แมววิ่ง", 7), ("Größe naïve", 2),
+        ("Running cats, 42!", 3), ("고양이가 달린다", 2),
+    ],
+)  # fmt: skip
+def test_rouge_l_reads_every_script(text: str, words: int) -> None:
+    assert len(Words().tokenize(text)) == words
+    assert rouge_l([text], [text]) == 1.0
+
+
+def test_english_words_are_those_of_rouge_score() -> None:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    text = "The quick-brown foxes weren't running over 13 lazy dogs' tails; happily_ever_after."
+    assert Words().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
 
 
 def test_a_layer_cut_names_its_source_with_from() -> None:
