@@ -48,7 +48,11 @@ def outlook(spec: JobSpec, found: Estimate) -> Table:
         table.caption_justify = "left"
     lines = [str(table.caption or "")]
     for names, what in (
-        (found.too_large, "rows or calls are too large for every teacher's limits and will be rejected"),
+        (
+            found.too_large,
+            "rows or calls are too large for every teacher's limits and "
+            + ("will be rejected" if spec.source.on_error == "reject" else "end the run before its first call"),
+        ),
         (found.too_dear, "calls may cost more than the whole budget and will not be sent"),
     ):
         if names:

@@ -98,6 +98,9 @@ def summary(manifest: Manifest, metrics: dict[str, Any] | None, out: Path) -> Ta
     """The table that ends a run."""
     table = Table(title=f"{manifest.name}: {manifest.state}", title_justify="left", show_header=False, min_width=46)
     rows, spend = manifest.rows, manifest.spend
+    if manifest.state == "running":
+        at = student_line(out / ".work") if manifest.stage == "train" else ""
+        table.add_row("stage", f"{manifest.stage}: {at}" if at else manifest.stage)
     table.add_row("rows in", f"{rows.source:,}" + (f" + {rows.written:,} written" if rows.written else ""))
     table.add_row("accepted", f"{rows.accepted:,}")
     for reason, count in rows.rejected.items():
@@ -106,7 +109,11 @@ def summary(manifest: Manifest, metrics: dict[str, Any] | None, out: Path) -> Ta
     if manifest.calls.per_second:
         table.add_row("calls/s", f"{manifest.calls.per_second:.2f}")
     table.add_row("tokens", f"{spend.input_tokens:,} in, {spend.output_tokens:,} out")
-    doubt = f", ${spend.in_doubt_usd:.4f} of it for calls that were lost" if spend.in_doubt_usd else ""
+    doubt = (
+        f", ${spend.in_doubt_usd:.4f} of it reserved for calls lost or answered without usage"
+        if spend.in_doubt_usd
+        else ""
+    )
     table.add_row("spent", f"${spend.usd:.4f}{doubt}")
     if metrics:
         for label, name in (("student loss", "loss"), ("student ROUGE-L", "rouge_l")):

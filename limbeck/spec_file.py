@@ -135,7 +135,8 @@ def resolve_paths(spec: dict[str, Any], folder: Path) -> None:
         beside, current = folder / expanded, Path.cwd() / expanded
         if is_model and not (beside.exists() or current.exists()):
             continue  # a model's name, not a path
-        here[key] = str((current if current.exists() and not beside.exists() else beside).absolute())
+        chosen = current if current.exists() and not beside.exists() else beside
+        here[key] = os.path.normpath(chosen.absolute())  # a path of two spellings must not make two specs
 
 
 def load_spec(path: Path, model: type[Spec], settings: list[str]) -> Spec:

@@ -59,7 +59,7 @@ class Instructions:
 
     def shown(self, number: int) -> Sequence[tuple[str, str]]:
         """The examples of call `number`."""
-        return random.Random(f"{self.sampling.seed}:{number}").sample(self.pool, self.instruct.examples)
+        return random.Random(f"{self.sampling.seed or 0}:{number}").sample(self.pool, self.instruct.examples)
 
     def call(self, number: int) -> Call:
         examples = "\n".join(f"<example>{text}</example>" for _, text in self.shown(number))
@@ -78,7 +78,7 @@ class Instructions:
 def first_round(spec: JobSpec, duplicates: frozenset[int]) -> Instructions:
     """The calls that would write all that is wanted if each wrote what it is asked for."""
     asked = spec.instruct or Instruct()
-    pool = example_pool(spec.source, duplicates, spec.sampling.seed)
+    pool = example_pool(spec.source, duplicates, spec.sampling.draws)
     return Instructions(pool, asked, sampling_of(spec), 0, -(-asked.generate // asked.per_call))
 
 

@@ -60,8 +60,8 @@ def publish(spec: JobSpec, run: RunDirectory, staged: Path, dropped: Dropped, re
     shards = max(1, -(-total // SHARD_ROWS))
     folder = run.scratch("dataset")
     messages = (run.work / "dataset.jsonl").open("w", encoding="utf-8") if "messages" in spec.publish.format else None
-    digest, out, words = hashlib.sha256(), Published(), Sampler(5_000, spec.sampling.seed)
-    samples = Sampler(SAMPLES, spec.sampling.seed)
+    digest, out, words = hashlib.sha256(), Published(), Sampler(5_000, spec.sampling.draws)
+    samples = Sampler(SAMPLES, spec.sampling.draws)
     kept_text = _texts_of(staged, {d.kept for d in dropped.by_position.values()})
     writer: RowWriter | None = None
     for position, row in enumerate(staged_rows(staged)):

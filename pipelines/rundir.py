@@ -39,6 +39,7 @@ class RunDirectory:
         self.student = self.root / "student"
         self.work = self.root / ".work"
         self._held = contextlib.ExitStack()
+        self.is_held = False  # whether this process has opened the run
 
     def check(self, spec: JobSpec) -> None:
         """`SpecError` if the directory is not this spec's to use. Touches nothing."""
@@ -95,6 +96,7 @@ class RunDirectory:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._held.enter_context(locked(self.root / ".lock"))
+            self.is_held = True
         except OSError as error:
             raise SpecError(f"--out {self.root}: {error.strerror}", "choose a folder that can be written") from None
         try:
@@ -110,6 +112,7 @@ class RunDirectory:
 
     def close(self) -> None:
         self._held.close()
+        self.is_held = False
 
     def has_student_of_other_rows(self, sha256: str) -> bool:
         """Whether there is a student that learned from this run's rows when they were others than those of `sha256`."""

@@ -49,6 +49,7 @@ from services.teachers.adapter import decode
 from services.teachers.credentials import lane_key
 
 SAVE_EVERY_S = 1.0
+NEAR = "dropped as near duplicates"
 ROUNDS = 4  # of asking for more instructions while fewer than wanted were written
 COPIES = 4  # of a row's text on disk: staged, published, as messages, in the report
 PER_REASON = 3  # rejections of each reason that the report shows
@@ -75,6 +76,7 @@ class Run:
     _sent_before: Progress = field(init=False, default_factory=Progress)
     _saved: float = field(init=False, default=0.0)
     _sending_s: float = field(init=False, default=0.0)
+    _sending_from: float = field(init=False, default=0.0)
 
     def check(self, sizes: bool = True, student: int = 0) -> None:
         """Everything that can be wrong before the first call. Touches nothing; raises `SpecError`. `student`: bytes on
@@ -94,7 +96,7 @@ class Run:
         if self.spec.pipeline == "cot":
             cot.load_exemplars(self.spec.prompt)
         elif (wanted := self._instruct()).generate:
-            pool = instruct.example_pool(self.spec.source, self._scan.duplicates, self.spec.sampling.seed)
+            pool = instruct.example_pool(self.spec.source, self._scan.duplicates, self.spec.sampling.draws)
             instruct.check_pool(pool, wanted)
         if sizes:
             self._check_sizes()
@@ -186,6 +188,7 @@ class Run:
             left = self._publish(self._partial_plan(), self._too_large)
             raise type(stop)(f"{stop.message}; {left:,} rows are left", stop.hint) from None
         except LimbeckError as error:
+            self.settle()
             self.fail(error)
             raise
         if pending := self._publish(plan, self._too_large):
@@ -251,6 +254,8 @@ class Run:
         """Time a stage, and show it."""
         self.manifest.stage = name
         self.watch(self.manifest)
+        if self.directory.is_held:
+            self.directory.save(self.manifest)
         started = time.monotonic()
         try:
             yield
@@ -273,14 +278,15 @@ class Run:
         return plan
 
     def _send(self, fleet: Fleet, plan: Plan) -> None:
-        started = time.monotonic()
+        self._sending_from = time.monotonic()
         self._done.add(fleet.run(plan, self._tick, self.stopping))
-        self._sending_s += time.monotonic() - started
-        self._count(Progress())
-        self.manifest.calls.per_second = round(self._done.answered / self._sending_s, 2)
+        self._tick(Progress())
+        self._sending_s += time.monotonic() - self._sending_from
 
     def _tick(self, now: Progress) -> None:
         self._count(now)
+        seconds = self._sending_s + time.monotonic() - self._sending_from
+        self.manifest.calls.per_second = round((self._done.answered + now.answered) / max(seconds, 1e-3), 2)
         self.watch(self.manifest)
         if time.monotonic() - self._saved > SAVE_EVERY_S:
             self._saved = time.monotonic()
@@ -316,7 +322,7 @@ class Run:
 
     def _rounds(self, wanted: Instruct) -> Iterator[instruct.Instructions]:
         """Rounds of the same size, so that which calls exist never depends on timing."""
-        pool = instruct.example_pool(self.spec.source, self._scan.duplicates, self.spec.sampling.seed)
+        pool = instruct.example_pool(self.spec.source, self._scan.duplicates, self.spec.sampling.draws)
         size = -(-wanted.generate // wanted.per_call)
         for number in range(ROUNDS):
             yield instruct.Instructions(pool, wanted, instruct.sampling_of(self.spec), number * size, size)
@@ -429,6 +435,18 @@ class Run:
         self.manifest.dataset.rows = published.rows
         self.manifest.dataset.sha256 = published.sha256
         self.manifest.dataset.files = published.files
+        self._warn_of_near_duplicates()
+
+    def _warn_of_near_duplicates(self) -> None:
+        """Questions of one template are near duplicates by their words: more rows lost than kept is no accident."""
+        rows = self.manifest.rows
+        dropped = rows.rejected.get("near_duplicate", 0)
+        self.manifest.warnings = [line for line in self.manifest.warnings if NEAR not in line]
+        if dropped > rows.accepted:
+            self.warn(
+                f"{dropped:,} of {dropped + rows.accepted:,} rows were {NEAR}: where questions share a template, raise "
+                "curate.dedup.near.threshold or leave near out; limbeck replay brings them back for nothing"
+            )
 
     def describe(self) -> None:
         """Write card, report and manifest as things stand."""

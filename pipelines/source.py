@@ -3,6 +3,7 @@
 Every pass over a source yields the same rows in the same order, so plans and harvests agree without keeping rows.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -128,7 +129,7 @@ class RowReader:
             name = str(given) if isinstance(given, str | int) and str(given).strip() else at
             return Malformed(name, problem[0], where, problem[1], raw)
         text = values[self._input]
-        choices = tuple(values[self._choices]) if self._choices else ()
+        choices = tuple(listed(values[self._choices])) if self._choices else ()
         gold = values.get(self._gold) if self._gold else None
         return Row(
             id=str(values[self._id]) if values.get(self._id) is not None else content_id(text, choices),
@@ -182,9 +183,9 @@ class RowReader:
     def _choices_problem(self, values: dict[str, Any]) -> tuple[str, str] | None:
         if not self._choices:
             return None
-        choices = values[self._choices]
+        choices = listed(values[self._choices])
         if not isinstance(choices, list | tuple) or not all(isinstance(c, str) and is_unicode(c) for c in choices):
-            return "not_text", f"field {self._choices!r} is not a list of texts"
+            return "not_text", f"field {self._choices!r} is not a list of texts (in CSV: as JSON in one cell)"
         if not all(choice.strip() for choice in choices):
             return "blank", f"field {self._choices!r} has a blank choice"
         if len(choices) < 2:
@@ -195,6 +196,14 @@ class RowReader:
                 f"field {self._choices!r} has {len(choices)} choices, more than there are letters",
             )
         return None
+
+
+def listed(choices: Any) -> Any:
+    """A list as it is, or as JSON text, which is how a cell of a CSV file holds one."""
+    if isinstance(choices, str) and choices.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(choices)
+    return choices
 
 
 def content_id(text: str, choices: tuple[str, ...] = ()) -> str:

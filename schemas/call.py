@@ -20,7 +20,7 @@ class Sampling(NamedTuple):
 
     temperature: float | None = 0.7
     max_tokens: int = 256
-    seed: int = 0
+    seed: int | None = 0
 
 
 class Call(NamedTuple):

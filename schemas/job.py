@@ -43,9 +43,14 @@ class SamplingSpec(Strict):
         256, description="most tokens of an answer; what is reserved"
     )
     n: Literal[1] = Field(1, description="answers a row")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        0, description="sent with each call where the teacher takes one, and of every draw of a run"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        0, description="of every draw of a run, and sent to chat lanes; null: not sent, for servers that refuse one"
     )
+
+    @property
+    def draws(self) -> int:
+        """The seed of what a run draws by itself."""
+        return self.seed or 0
 
 
 class Prompt(Strict):

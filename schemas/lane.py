@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from schemas.money import Price
 from schemas.prices import listed_price
 
+OWN_URL = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 HOST = re.compile(rf"(?=.{{1,253}}$){LABEL}(\.{LABEL})*\.?")
 CONTROL = re.compile(r"%([01][0-9a-f]|7f)", re.IGNORECASE)
@@ -129,6 +130,9 @@ class Teacher(Strict):
         # Said first: a spec for it has keys that are unknown as yet.
         if isinstance(values, dict) and values.get("provider") == "recorded":
             raise ValueError("provider 'recorded' is not built yet; openai, anthropic, embedded and scripted are")
+        url = values.get("base_url") if isinstance(values, dict) else None
+        if isinstance(url, str) and url.rstrip("/").lower() == OWN_URL.get(str(values.get("provider"))):
+            return {**values, "base_url": None}  # written out, it is the provider all the same
         return values
 
     @model_validator(mode="after")

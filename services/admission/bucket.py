@@ -50,9 +50,9 @@ class Bucket:
     the bucket holds less than one for each, they take turns.
     """
 
-    def __init__(self, per_minute: float, now: Seconds, whole: bool = False, guessed: bool = False) -> None:
+    def __init__(self, per_minute: float, now: Seconds, whole: bool = False) -> None:
         self.per_minute = per_minute
-        self._guessed = guessed  # a guess moves, so what was granted a minute ago says nothing about it
+        self.guessed = False  # a guess moves, so what was granted a minute ago says nothing about it
         self._whole = whole  # grants come in whole numbers: half a request is of no use to anybody
         self.factor = 1.0
         self.burst_s = BURST_S
@@ -82,6 +82,9 @@ class Bucket:
         for worker in [worker for worker in self._credit if worker not in asking]:
             self._spare += self._credit.pop(worker)
         few = self._few = bool(self._whole and asking and self.capacity * min(asking.values()) < 1.0)
+        if few:  # what each had put by when there was more is for whoever's turn it is
+            self._spare += sum(self._credit.values())
+            self._credit.clear()
         least = min((self._served.get(w, 0.0) for w in asking if w in self._served), default=0.0)
         self._served = {w: self._served.get(w, least) for w in asking}
         for worker, weight in ({} if few else asking).items():
@@ -96,7 +99,7 @@ class Bucket:
     def grant(self, worker: str, wanted: float, now: Seconds) -> float:
         """As much of `wanted` as there is for `worker`; the bucket is at `now`."""
         own = self._credit.get(worker, 0.0)
-        room = float("inf") if self._guessed else self.per_minute - self._minute.total
+        room = float("inf") if self.guessed else self.per_minute - self._minute.total
         given = max(0.0, min(wanted, own + self._spare, room))
         if self._whole:
             given = float(int(given + 1e-9))

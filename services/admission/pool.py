@@ -181,7 +181,7 @@ class Pool:
         alive = self._alive(now)
         limits: dict[str, float] = dict(self._learned)
         if self._guess is not None:
-            limits.setdefault("requests", self._guess)
+            limits["requests"] = min(self._guess, limits.get("requests", self._guess))
         for client in alive:
             for name, value in client.limits.items():
                 limits[name] = min(value, limits.get(name, value))
@@ -190,9 +190,9 @@ class Pool:
             self._ended = self._answered = self._refused = 0
         for name, value in limits.items():
             if name not in self._buckets:
-                guessed = name == "requests" and value == self._guess
-                self._buckets[name] = Bucket(value, now, whole=name == "requests", guessed=guessed)
+                self._buckets[name] = Bucket(value, now, whole=name == "requests")
             self._buckets[name].per_minute = value
+            self._buckets[name].guessed = name == "requests" and value == self._guess
         for name in [name for name in self._buckets if name not in limits]:
             del self._buckets[name]
         if self._buckets:
@@ -266,6 +266,10 @@ class Pool:
             self._window.refused(now)  # beyond the odd error: too many calls at once
             self._pause_until = max(self._pause_until, self._asked_until)
         share = self._refused / max(1, self._ended)
+        if share > MANY and self._is_unclear(share, past, now):
+            self._window.refused(now)
+            self._pause_until = max(self._pause_until, self._asked_until)
+            return
         if share > MANY:
             self._slow_down(share, past, now)
         elif self._guess is not None and not self._refused:
@@ -278,19 +282,26 @@ class Pool:
                 self._pause_until = max(self._pause_until, self._asked_until)
         self._episode_at, self._ended, self._answered, self._refused, self._overloaded = now, 0, 0, 0, 0
 
+    def _is_unclear(self, share: float, past: Seconds, now: Seconds) -> bool:
+        """Whether to wait for more answers: a limit that headers told is not the one that refuses, and too few were
+        answered to tell which is."""
+        told = bool(self._learned) and not any(client.limits for client in self._alive(now))
+        return told and share >= UNKNOWN and self._answered < TELLING and past < 10 * EPISODE_S
+
     def _slow_down(self, share: float, past: Seconds, now: Seconds) -> None:
-        """Many refusals. Where no limit is known, what was answered beside them is the best guess of one."""
+        """Many refusals. Where no limit is known, or one that headers told is plainly not the one that refuses (a
+        day's, or an account that others use too), what was answered beside them is the best guess of it."""
+        named = any(client.limits for client in self._alive(now))
         known = {name for name in self._buckets if name != "requests" or self._guess is None}
-        if not known:
-            if share < UNKNOWN or self._answered < TELLING:
-                # The window deals with few; a guess from noise would shrink for ever. Nor do answers that take longer
-                # than an episode tell a rate: a server that takes so many calls at once would seem to take none.
-                return
+        # A guess from noise would shrink for ever. Nor do answers that take longer than an episode tell a rate: a
+        # server that takes so many calls at once would seem to take none; the window deals with those.
+        tells = share >= UNKNOWN and self._answered >= TELLING
+        if "tokens" in known and self._unused and self.charging is not Charging.KEEP:
+            self._charge(Charging(self.charging + 1))
+        elif tells and (not known or not named):
             answered = self._answered / past * 60
             self._guess = max(1.0, GUESS * (answered if self._guess is None else min(answered, self._guess)))
-        elif "tokens" in known and self._unused and self.charging is not Charging.KEEP:
-            self._charge(Charging(self.charging + 1))
-        else:
+        elif known:
             self._slowed_at = now
             for bucket in self._buckets.values():
                 bucket.slow(SLOWER * (1 - share))

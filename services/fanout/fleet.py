@@ -54,6 +54,7 @@ class Fleet:
     _cashier: Any = field(init=False, default=None)
     _feed: Any = field(init=False, default=None)
     _born: int = field(init=False, default=0)
+    _failure: LimbeckError | None = field(init=False, default=None)
 
     def __enter__(self) -> "Fleet":
         import ray
@@ -146,15 +147,13 @@ class Fleet:
             while running:
                 done, _ = ray.wait(list(running), timeout=POLL_S)
                 for ref in done:
-                    name = running.pop(ref)
-                    if end := self._end_of(ref, name):
-                        ends.append(end)
-                    elif replacement := self._replace(name):
-                        running[self._workers[replacement][1].run.remote(self._feed)] = replacement
+                    self._note_end(ref, running, ends)
                 watch(ray.get(self._feed.progress.remote()))
                 if stopping() and not stopped:
                     stopped = True
                     ray.get(self._feed.stop.remote())
+            if self._failure is not None:
+                raise self._failure
             if ray.get(self._feed.finished.remote()):
                 break
             # A lane that closed late gave calls back after the other lanes had run dry: they take them over.
@@ -168,6 +167,20 @@ class Fleet:
         progress: Progress = ray.get(self._feed.progress.remote())
         watch(progress)
         return progress
+
+    def _note_end(self, ref: Any, running: dict[Any, str], ends: list[End]) -> None:
+        """A worker's run is over, or the worker is; where another is hired in its place, that one runs on."""
+        import ray
+
+        name = running.pop(ref)
+        try:
+            if end := self._end_of(ref, name):
+                ends.append(end)
+            elif not self._failure and (replacement := self._replace(name)):
+                running[self._workers[replacement][1].run.remote(self._feed)] = replacement
+        except LimbeckError as error:  # the others finish what they have sent: it is paid for
+            self._failure = self._failure or error
+            ray.get(self._feed.stop.remote())
 
     def _end_of(self, ref: Any, name: str) -> End | None:
         """How a worker's run ended; None if it died."""
@@ -229,7 +242,7 @@ class Fleet:
         if "exhausted" in reasons:
             return BudgetExhausted(
                 "the budget does not cover another call",
-                "raise budget.usd and run again: what is done is kept",
+                f"raise {' or '.join(self.caps.names)} and run again: what is done is kept",
             )
         why = "; ".join(f"{lane.teacher.name}: {lane.closed}" for lane in self._lanes if lane.closed)
         hints = {

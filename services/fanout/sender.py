@@ -24,6 +24,7 @@ from services.teachers.adapter import Adapter, dialect_of
 
 BREAKER = 8  # calls in a row that ran out of attempts: the lane is down, not the calls
 NEVER_RIGHT = 25  # bad requests of a lane that has answered nothing: the spec is wrong, not the calls
+MOST_HIDDEN = 1_000_000  # tokens: beyond any model's context a server counts nonsense
 SOONEST_S = 0.05  # between two renewals
 DISK_EVERY_S = 1.0
 LEASELESS_S = 60.0
@@ -68,6 +69,7 @@ class Sender:
         self._typical: Demand | None = None
         self._failed_in_a_row = self._bad_in_a_row = 0
         self._answered_any = self._done = False
+        self._hidden = 0  # input tokens beyond what a call can have by its text, the most seen
         self._resting = 0  # calls between two attempts
         self._disk_at = 0.0
         self.delta = Progress()
@@ -108,8 +110,7 @@ class Sender:
     async def run(self, call: Call) -> None:
         """See one call through to an answer or a final failure in the journal; `Stopped` where the worker stops."""
         key = call_key(self._name, call.content())
-        demand = worst_case(call, self._rates)
-        first: Reply | None = await self._attempt(call, key, demand)
+        first: Reply | None = await self._attempt(call, key)
         assert first is not None
         reply = first
         if first.verdict.kind.retried:
@@ -119,8 +120,7 @@ class Sender:
                 if first is not None:
                     known, first = first, None
                     return known
-                self.delta.retried += 1
-                return await self._attempt(call, key, demand)
+                return await self._attempt(call, key, again=True)
 
             reply = await attempts(self._rest)(again)
         if reply.verdict.kind is VerdictKind.ANSWERED:
@@ -155,8 +155,8 @@ class Sender:
         """No call of this lane can succeed."""
         self.stop(End("closed", f"{verdict.kind.value}: {verdict.detail}"))
 
-    async def _attempt(self, call: Call, key: bytes, demand: Demand) -> Reply:
-        taken = await self._admit(demand)
+    async def _attempt(self, call: Call, key: bytes, again: bool = False) -> Reply:
+        demand = await self._admit(worst_case(call, self._rates, self._hidden))
         loop = asyncio.get_running_loop()
         attempt, sent_at = os.urandom(16), loop.time()
         reply, cost = Reply(verdict=LOST), Amount()
@@ -165,6 +165,7 @@ class Sender:
                 meta = {"nano_usd": demand.money.nano_usd, "tokens": demand.money.tokens}
                 self._journal.append(Frame(Kind.SENT, key, attempt, meta))
             self.delta.sent += 1
+            self.delta.retried += again
             reply = await self._adapter.send(call)
             cost = self._record(key, attempt, demand, reply)
             if reply.verdict.kind.closes_lane:
@@ -174,7 +175,7 @@ class Sender:
             self.stop(End("failed", error.message))
             raise
         finally:
-            self._allowance.settle(taken, reply, cost, sent_at)
+            self._allowance.settle(demand, reply, cost, sent_at)
             self._start_waiting(loop.time())
         return reply
 
@@ -228,6 +229,9 @@ class Sender:
         usage = reply.usage
         nano = demand.money.nano_usd if usage is None else self._rates.cost(usage)
         counted = usage or Usage()
+        beyond = counted.input_tokens + demand.ceiling - demand.money.tokens
+        if self._hidden < beyond + demand.hidden < MOST_HIDDEN:
+            self._reserve_more(beyond + demand.hidden - self._hidden)
         tokens = demand.money.tokens if usage is None else counted.input_tokens + counted.output_tokens
         meta = {
             "teacher": self._name, "dialect": self._dialect, "nano_usd": nano,
@@ -241,6 +245,15 @@ class Sender:
         self.delta.output_tokens += counted.output_tokens
         self.delta.nano_usd += nano
         return Amount(nano, tokens, 1)
+
+    def _reserve_more(self, tokens: int) -> None:
+        """A call had so many input tokens more than is reserved: from now on, and for those that wait, too."""
+        self._hidden += tokens
+        money = Amount(self._rates.cost(Usage(tokens, 0)), tokens, 0)
+        self._waiting = deque(
+            (d._replace(input_tokens=d.input_tokens + tokens, money=d.money.plus(money), hidden=self._hidden), ready)
+            for d, ready in self._waiting
+        )
 
     async def renew_leases(self) -> None:
         """Keep the leases alive until `done`: every period, and at once where a call waits for one."""

@@ -19,6 +19,7 @@ class Demand(NamedTuple):
     output_tokens: int
     money: Amount
     ceiling: int = 0  # max_tokens, where output_tokens is what is usual instead
+    hidden: int = 0  # of the input: what the server counts beyond the text
 
     def rate(self, name: str) -> float:
         """What it takes of one limit."""
@@ -28,15 +29,16 @@ class Demand(NamedTuple):
         return float(parts.get(name, self.output_tokens))
 
 
-def worst_case(call: Call, rates: Price) -> Demand:
-    """The most that a call can take at a lane's prices. No tokenizer makes more tokens than a text has bytes."""
+def worst_case(call: Call, rates: Price, hidden: int = 0) -> Demand:
+    """The most that a call can take at a lane's prices. No tokenizer makes more tokens than a text has bytes; `hidden`
+    is what the server was seen to count beyond that, as for a system prompt that a gateway adds."""
     size = sum(len(m.content.encode()) + TURN_BYTES for m in call.messages)
     if call.schema is not None:
         size += len(call.schema.encode()) + SCHEMA_TOKENS
-    most = Usage(size, call.sampling.max_tokens)
-    money = Amount(rates.cost(most), size + call.sampling.max_tokens, 1)
+    most = Usage(size + hidden, call.sampling.max_tokens)
+    money = Amount(rates.cost(most), most.input_tokens + most.output_tokens, 1)
     # Rates are kept on an estimate (about four bytes a token), money on the bound.
-    return Demand(size // 4 + 1, call.sampling.max_tokens, money, call.sampling.max_tokens)
+    return Demand(size // 4 + 1 + hidden, call.sampling.max_tokens, money, call.sampling.max_tokens, hidden)
 
 
 def fits(call: Call, teacher: Teacher) -> bool:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from services.journal.frame import Frame, encode
 
 LOCK = ".writers"
 LOW_DISK = 16 * 2**20
+RESERVE = 4 * 2**20  # held for the answers in flight, should somebody else fill the disk between two looks at it
 BYTES_AN_ANSWER = 64_000  # generously: 4.3 kB is usual
 GONE_WITHIN_S = 20.0  # Ray ends the actors of a killed driver in a few seconds; three times the worst seen here
 
@@ -28,6 +30,7 @@ class JournalWriter:
         self._lock = os.open(root / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_SH)
         self._root = root
+        self._reserve: int | None = _reserve(root)
         self._open(name)
 
     def _open(self, name: str) -> None:
@@ -42,7 +45,11 @@ class JournalWriter:
         size = len(data)
         try:
             while data:
-                data = data[os.write(self._file, data) :]
+                try:
+                    data = data[os.write(self._file, data) :]
+                except OSError as error:
+                    if error.errno != errno.ENOSPC or not self._give_up_reserve():
+                        raise
         except OSError as error:
             what = "the disk is full" if error.errno == errno.ENOSPC else os.strerror(error.errno or 0)
             raise LimbeckError(f"journal {self.path.name}: {what}", "free some space, then run again") from None
@@ -52,15 +59,43 @@ class JournalWriter:
         """To be called about once a second. Whether the disk holds what is in flight several times over: a paid answer
         must have a place to go."""
         status = os.fstatvfs(self._file)
-        return status.f_bavail * status.f_frsize >= LOW_DISK + in_flight * BYTES_AN_ANSWER * 4
+        return (
+            self._reserve is not None
+            and status.f_bavail * status.f_frsize >= LOW_DISK + in_flight * BYTES_AN_ANSWER * 4
+        )
+
+    def _give_up_reserve(self) -> bool:
+        """Make room on a full disk, once."""
+        held, self._reserve = self._reserve, None
+        if held is not None:
+            os.close(held)
+        return held is not None
 
     def sync(self) -> None:
         os.fdatasync(self._file)
 
     def close(self) -> None:
+        self._give_up_reserve()
         self.sync()
         os.close(self._file)
         os.close(self._lock)
+
+
+def _reserve(root: Path) -> int:
+    """Space on the disk that goes back when its descriptor is closed, by us or by the end of the process."""
+    place, path = tempfile.mkstemp(prefix=".reserve-", dir=root)
+    os.unlink(path)  # noqa: PTH108 - the name of what is open is a string
+    try:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(place, 0, RESERVE)
+        else:
+            os.write(place, bytes(RESERVE))
+    except OSError as error:
+        os.close(place)
+        raise LimbeckError(
+            f"journal {root}: {os.strerror(error.errno or 0)}", "free some space, then run again"
+        ) from None
+    return place
 
 
 def wait_for_writers(root: Path, patience_s: float = GONE_WITHIN_S, tick_s: float = 0.1) -> None:

@@ -16,6 +16,12 @@ class Caps(NamedTuple):
     calls: int | None = None
 
     @property
+    def names(self) -> list[str]:
+        """The keys of a spec that set them."""
+        keys = ("budget.usd", "budget.tokens", "budget.calls")
+        return [key for key, cap in zip(keys, self, strict=True) if cap is not None]
+
+    @property
     def any(self) -> bool:
         return any(cap is not None for cap in self)
 

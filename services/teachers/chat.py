@@ -44,8 +44,9 @@ class Chat:
             "model": self._model,
             "messages": wire_messages(call.messages),
             self._max_tokens: call.sampling.max_tokens,
-            "seed": call.sampling.seed + call.sample,
         }
+        if call.sampling.seed is not None:
+            body["seed"] = call.sampling.seed + call.sample
         if self._takes_temperature and call.sampling.temperature is not None:
             body["temperature"] = call.sampling.temperature
         if call.schema is not None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from schemas.errors import SpecError
@@ -49,6 +50,6 @@ def credential_id(teacher: Teacher, base_url: str | None) -> str:
 
     A provider's key is random and long, so half of its SHA-256 can be known to anybody.
     """
-    place = base_url or teacher.base_url or teacher.provider
+    place = re.sub(r"//(localhost|\[::1\])(?=[:/]|$)", "//127.0.0.1", base_url or teacher.base_url or teacher.provider)
     whole = "\0".join((place, lane_key(teacher), teacher.model))
     return hashlib.sha256(whole.encode()).hexdigest()[:32]

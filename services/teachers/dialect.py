@@ -45,6 +45,9 @@ def parsed(body: bytes) -> Any:
 
 
 def whole_number(value: Any) -> int | None:
+    """A count as some servers write it (10.0) and all others do; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 

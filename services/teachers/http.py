@@ -7,8 +7,10 @@ transport; earlier 1.0 ms through its `post` and 2.7 ms through `chat.completion
 the packages' own retries, which belong to Limbeck.
 """
 
+import functools
 import json
 import os
+import re
 import socket
 import ssl
 import time
@@ -82,6 +84,19 @@ def anthropic_sdk(teacher: Teacher, base_url: str | None, path: str) -> Sdk:
     return _sdk(client, path, key, **({"x-api-key": key} if place else {}))
 
 
+def redacted(body: bytes, key: bytes) -> bytes:
+    """A body without the key: a debug page or a gateway that echoes the request may hold it, as it is or as JSON
+    writers escape it (PHP's \\/, .NET's \\u002B)."""
+    body = body.replace(key, REDACTED)
+    return escaped(key).sub(REDACTED, body) if b"\\/" in body or b"\\u00" in body else body
+
+
+@functools.lru_cache(16)
+def escaped(key: bytes) -> re.Pattern[bytes]:
+    """The key with any of its characters escaped."""
+    return re.compile(b"".join(rb"(?:\\?%b|\\u00(?i:%02x))" % (re.escape(bytes([c])), c) for c in key))
+
+
 class HttpAdapter:
     """One lane's connection pool."""
 
@@ -106,8 +121,8 @@ class HttpAdapter:
         body = plain(body, headers.get("content-encoding", ""))
         verdict = classify(status, body, headers)
         answered = verdict.kind is VerdictKind.ANSWERED
-        if len(self._sdk.key) >= (SECRET_BYTES if answered else 1) and self._sdk.key in body:
-            body = body.replace(self._sdk.key, REDACTED)  # a debug page or a gateway that echoes the request
+        if len(self._sdk.key) >= (SECRET_BYTES if answered else 1):
+            body = redacted(body, self._sdk.key)
         usage = self._dialect.usage(body) if answered else None
         return Reply(verdict, status, body, usage, self._hint(headers, always=not answered))
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 POINTS = ("after_reserve", "after_send", "after_body", "mid_frame", "before_settle")
 ROUNDS = 220
 CALLS, WINDOW = 600, 6
-LIMIT = nano_usd(3.0)
+AMPLE, SCARCE = nano_usd(3.0), nano_usd(0.2)  # all answers alone cost $0.24, calls in doubt beside them
 LANE = Teacher.model_validate(
     {"provider": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "price": {"input": 4.0, "output": 16.0}}
 )
@@ -95,8 +95,8 @@ class TornWriter(JournalWriter):
 class Ledger:
     """Books that a restart rebuilds from the journal."""
 
-    def __init__(self, name: str, journal: Path) -> None:
-        self.name, self.books = name, Books.restored(Caps(LIMIT), spent_by_writer(journal))
+    def __init__(self, name: str, journal: Path, limit: int) -> None:
+        self.name, self.books = name, Books.restored(Caps(limit), spent_by_writer(journal))
 
     async def grant(self, report: Any) -> None:
         return None
@@ -109,12 +109,12 @@ def calls() -> list[Call]:
     return [Call(str(i), (Message("user", f"question {i}"),), Sampling(0.0, 40, 0)) for i in range(CALLS)]
 
 
-async def work(journal: Path, bill: Path, acknowledged: Path, name: str, fuse: Fuse) -> None:
+async def work(journal: Path, bill: Path, acknowledged: Path, name: str, fuse: Fuse, limit: int) -> None:
     """One start: send what the journal does not hold, note every call that is seen through."""
     index = JournalIndex(journal)
     left = [call for call in calls() if call_key(LANE.name, call.content()) not in index]
     index.close()
-    ledger = Ledger(name, journal)
+    ledger = Ledger(name, journal, limit)
     allowance = Allowance("run", name, {}, None, governed=False, banked=True, window=WINDOW)
     sender = Sender(LANE, Provider(bill, fuse), TornWriter(journal, name, fuse), allowance, ledger)
     renewing = asyncio.create_task(sender.renew_leases())
@@ -130,6 +130,7 @@ async def work(journal: Path, bill: Path, acknowledged: Path, name: str, fuse: F
     await asyncio.gather(*(one(call) for call in left))
     sender.done()
     await renewing
+    acknowledged.with_name("ended").write_text(sender.end.reason if sender.end else "done")
 
 
 def forked(action: Callable[[], None]) -> int:
@@ -146,29 +147,42 @@ def forked(action: Callable[[], None]) -> int:
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-def test_two_hundred_kills_lose_no_answer_and_pass_no_budget(tmp_path: Path) -> None:
-    journal, bill, acknowledged = tmp_path / "journal", tmp_path / "bill", tmp_path / "acknowledged"
+def killed(folder: Path, rounds: int, limit: int) -> Counter[str]:
+    """Start again and again, killed `rounds` times, then left alone to the end; kills by point."""
     rng, kills = random.Random(11), Counter[str]()
-    for number in range(1, 10 * ROUNDS):
+    journal, bill, acknowledged = folder / "journal", folder / "bill", folder / "acknowledged"
+    for number in range(1, 10 * rounds):
         point = POINTS[number % len(POINTS)]
-        fuse = Fuse(point, rng.randint(1, 4)) if sum(kills.values()) < ROUNDS else Fuse("never", 1)
-        name = f"{number:06d}-1-0000"
-        start = partial(work, journal, bill, acknowledged, name, fuse)
-        died = forked(lambda start=start: asyncio.run(start()))  # type: ignore[misc]
-        if not died:
+        fuse = Fuse(point, rng.randint(1, 4)) if sum(kills.values()) < rounds else Fuse("never", 1)
+        start = partial(work, journal, bill, acknowledged, f"{number:06d}-1-0000", fuse, limit)
+        if not forked(lambda start=start: asyncio.run(start())):  # type: ignore[misc]
             break
         kills[point] += 1
+    return kills
+
+
+def test_two_hundred_kills_lose_no_answer(tmp_path: Path) -> None:
+    kills = killed(tmp_path, ROUNDS, AMPLE)
     assert sum(kills.values()) >= 200 and set(kills) == set(POINTS)
-    check(journal, bill.read_text().split("\n"), acknowledged.read_text().split(), sum(kills.values()))
+    assert (tmp_path / "ended").read_text() == "done"
+    check(tmp_path, sum(kills.values()), AMPLE)
 
 
-def check(journal: Path, billed: list[str], acknowledged: list[str], kills: int) -> None:
-    index = JournalIndex(journal)
+def test_kills_pass_no_budget_that_does_not_reach(tmp_path: Path) -> None:
+    """A ledger that forgot at a kill what was spent before would spend the budget again at every start."""
+    kills = killed(tmp_path, 60, SCARCE)
+    assert (tmp_path / "ended").read_text() == "exhausted"
+    check(tmp_path, sum(kills.values()), SCARCE)
+
+
+def check(folder: Path, kills: int, limit: int) -> None:
+    billed, acknowledged = (folder / "bill").read_text().split("\n"), (folder / "acknowledged").read_text().split()
+    index = JournalIndex(folder / "journal")
     by_row = {call.row: call_key(LANE.name, call.content()) for call in calls()}
     assert all(by_row[row] in index for row in acknowledged)
     lines = [line.split() for line in billed if line]
     paid = sum(int(cost) for _, cost in lines)
-    assert paid <= index.totals.nano_usd <= LIMIT
+    assert paid <= index.totals.nano_usd <= limit
     # Beyond the calls in flight at a kill nothing is asked for twice.
     assert len(lines) - len({row for row, _ in lines}) <= kills * WINDOW
     answered = sum(LANE.rates.cost(Usage(20, random.Random(row).randint(1, 40))) for row in acknowledged)

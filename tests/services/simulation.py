@@ -25,6 +25,7 @@ class Provider:
     burst_s: float = 1.0
     gives_back: bool = True
     headers: bool = True
+    told: dict[str, float] = field(default_factory=dict)  # limits that its headers give in place of the true ones
     latency_s: float = 0.2
     in_flight_limit: int | None = None
     meters: Meters = field(init=False)
@@ -71,9 +72,9 @@ class Provider:
             for meter in self.meters.meters.values():
                 meter.refill(now)
             found = self.meters.meters
-            hint = RateHint(
-                {n: m.per_minute for n, m in found.items()}, {n: max(0.0, m.level) for n, m in found.items()}
-            )
+            left = {n: max(0.0, m.level) for n, m in found.items()}
+            hint = RateHint({n: m.per_minute for n, m in found.items()}, left)
+            hint = RateHint(self.told, self.told) if self.told else hint
         usage = Usage(demand.input_tokens, output)
         return Reply(Verdict(VerdictKind.ANSWERED), 200, b"", usage, hint)
 

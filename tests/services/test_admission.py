@@ -96,6 +96,15 @@ def test_a_limit_that_nobody_named_is_learned_from_the_headers_at_once(limit: in
     assert before <= 2 * START
 
 
+@pytest.mark.parametrize("limit", [120, 600, 3000])
+def test_a_day_s_limit_in_the_headers_is_not_taken_for_a_minute_s(limit: int) -> None:
+    """Groq's x-ratelimit-limit-requests counts days."""
+    simulation = simulated(Provider({"requests": limit}, told={"requests": 14_400}), WORKERS, {})
+    assert simulation.used(*MEASURED, limit, tokens=False) >= 0.75
+    since = simulation.provider.refused - simulation.provider.refused_until(MEASURED[0])
+    assert since <= 0.15 * limit * (MEASURED[1] - MEASURED[0]) / 60
+
+
 def test_a_limit_that_is_lower_than_the_spec_says_is_found_without_headers() -> None:
     simulation = simulated(Provider({"requests": 3000}, headers=False), WORKERS, {"requests": 6000})
     assert simulation.used(*MEASURED, 3000, tokens=False) >= 0.9
@@ -111,6 +120,17 @@ def test_where_nothing_is_known_calls_in_flight_find_their_level(slots: int, lat
     # A call more is a large step where there is room for few, so that much of the time is spent finding out.
     assert served >= (0.7 if slots >= 50 else 0.6 if slots > 2 else 0.35) * possible
     assert simulation.refused_share <= (0.1 if slots >= 50 else 0.5)
+
+
+def test_what_was_put_by_under_a_larger_limit_is_not_lost_to_turns() -> None:
+    bucket = Bucket(14_400, 0.0, whole=True)
+    bucket.refill({"a": 0.5, "b": 0.5}, 1.0)
+    bucket.per_minute = 60
+    granted = 0.0
+    for tenth in range(11, 111):
+        bucket.refill({"a": 0.5, "b": 0.5}, tenth / 10)
+        granted += bucket.grant("a", 1.0, tenth / 10) + bucket.grant("b", 1.0, tenth / 10)
+    assert 9 <= granted <= 12
 
 
 def report(worker: str, run: str = "run", wanted: float = 1e6, **fields: object) -> Report:

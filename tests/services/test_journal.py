@@ -1,5 +1,6 @@
 """The journal: what a crash may cost, and what it may not."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.errors import SpecError
+from schemas.errors import LimbeckError, SpecError
 from schemas.money import Amount
 from services.journal.frame import Frame, Kind, encode
 from services.journal.index import JournalIndex
-from services.journal.writer import JournalWriter, wait_for_writers
+from services.journal.writer import RESERVE, JournalWriter, wait_for_writers
 
 KEYS = st.binary(min_size=32, max_size=32)
 BODIES = st.one_of(st.binary(max_size=200), st.just(b"LBJ1" * 7))
@@ -139,3 +140,38 @@ def test_a_new_start_waits_until_the_writers_of_the_last_one_are_gone(tmp_path: 
         wait_for_writers(journal, patience_s=0)
     writer.close()
     wait_for_writers(journal, patience_s=0)
+
+
+def test_a_write_that_the_system_cuts_short_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, write = JournalWriter(tmp_path, "000001-1-0000"), os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:7]))
+    writer.append(Frame(Kind.ANSWERED, b"k" * 32, b"a" * 16, {"nano_usd": 1}, b"body" * 20))
+    monkeypatch.undo()
+    writer.close()
+    index = JournalIndex(tmp_path)
+    assert b"k" * 32 in index and index.totals.answered == 1
+    index.close()
+
+
+def test_an_answer_that_finds_the_disk_full_takes_the_reserve_and_is_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, write, full = JournalWriter(tmp_path, "000001-1-0000"), os.write, [True]
+
+    def fills_up(file: int, data: bytes) -> int:
+        if full.pop() if full else False:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data)
+
+    assert os.fstat(writer._reserve or -1).st_blocks * 512 >= RESERVE
+    assert writer.tend(1)
+    monkeypatch.setattr(os, "write", fills_up)
+    writer.append(Frame(Kind.ANSWERED, b"k" * 32, b"a" * 16, {"nano_usd": 1}, b"body"))
+    assert not writer.tend(1)
+    full.append(True)
+    with pytest.raises(LimbeckError, match="the disk is full"):
+        writer.append(Frame(Kind.ANSWERED, b"j" * 32, b"b" * 16, {"nano_usd": 1}, b"body"))
+    monkeypatch.undo()
+    writer.close()
+    assert [path.name for path in tmp_path.glob("*.seg")] == ["000001-1-0000.seg"]
+    assert not list(tmp_path.glob(".reserve*"))

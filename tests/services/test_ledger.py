@@ -1,16 +1,26 @@
 """The run's money: reserved, spent, given back, and never more of it than the cap, whatever dies."""
 
+import asyncio
+import time
+from pathlib import Path
+
 import pytest
+import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from schemas.call import Reply, Verdict, VerdictKind
-from schemas.money import Amount
-from services.admission.pool import LEASE_S
+from schemas.call import Call, Message, Reply, Sampling, Verdict, VerdictKind
+from schemas.money import Amount, Price, Usage
+from services.admission.governor import Governor
+from services.admission.pool import LEASE_S, Charging, Grant, Report
 from services.fanout.allowance import Allowance
-from services.fanout.size import Demand
-from services.ledger.books import NOTHING, Account, Books, Caps
+from services.fanout.size import Demand, worst_case
+from services.journal.frame import Frame, Kind
+from services.journal.place import Journal
+from services.journal.writer import JournalWriter
+from services.ledger.books import NOTHING, Account, Advance, Books, Caps
+from services.ledger.cashier import Cashier
 
 ANSWERED = Reply(Verdict(VerdictKind.ANSWERED))
 
@@ -169,3 +179,56 @@ def test_a_budget_is_used_to_within_one_call(costs: list[int]) -> None:
         allowance.settle(taken, ANSWERED, usd(cost), now)
         spent += cost
     assert spent <= 3_000
+
+
+class Context:
+    """What Ray tells an actor that it started again."""
+
+    was_current_actor_reconstructed = True
+
+
+def test_a_cashier_that_was_killed_knows_what_was_spent_and_waits_out_the_leases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = JournalWriter(tmp_path, "000001-1-0000")
+    writer.append(Frame(Kind.SENT, b"k" * 32, b"a" * 16, {"nano_usd": 600, "tokens": 5}))
+    writer.close()
+    monkeypatch.setattr(ray, "get_runtime_context", Context)
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    again = Cashier(Caps(1000), NOTHING, Journal(tmp_path, None))
+    early = asyncio.run(again.renew("000002-1-0000", Account(), usd(100), usd(100)))
+    assert early == Advance()
+    now[0] += LEASE_S
+    assert asyncio.run(again.renew("000002-1-0000", Account(), usd(900), usd(100))).amount == usd(400)
+
+
+def test_a_governor_that_was_killed_waits_out_the_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "get_runtime_context", Context)
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    report = Report("run", "w", {"requests": 600.0}, None, {"requests": 5.0}, {})
+
+    async def renewed() -> list[Grant]:
+        again = Governor(Charging.REFUND)
+        early = await again.renew(report)
+        now[0] += LEASE_S
+        return [early, await again.renew(report)]
+
+    early, later = asyncio.run(renewed())
+    assert early.window == 0 and not early.amounts and early.pause_s == LEASE_S
+    assert later.window > 0 and later.amounts["requests"] >= 1
+
+
+def test_the_schema_of_an_answer_is_reserved_for() -> None:
+    rates, plain = Price(1.0, 1.0), Call("r", (Message("user", "hi"),), Sampling(0.0, 10, 0))
+    more = worst_case(plain._replace(schema='{"type": "object"}'), rates).money.nano_usd
+    assert more >= worst_case(plain, rates).money.nano_usd + rates.cost(Usage(len('{"type": "object"}'), 0))
+
+
+def test_a_lease_on_rates_runs_out() -> None:
+    allowance = Allowance("run", "w", {}, None, governed=True, banked=False)
+    demand = Demand(1, 1, NOTHING)
+    allowance.granted(Grant({"requests": 5.0}, {"requests": 5.0}, 4, Charging.REFUND, 0.0), 10.0)
+    assert allowance.may_start(demand, 10.0 + LEASE_S)
+    assert not allowance.may_start(demand, 10.1 + LEASE_S)

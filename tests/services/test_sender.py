@@ -124,6 +124,48 @@ def test_low_disk_stops_sending_before_an_answer_has_no_place_to_go(
     assert asyncio.run(see_through(work, 5)) == 0 and adapter.sent == 0
 
 
+def test_a_retry_waits_at_least_as_long_as_it_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = sender(tmp_path, Played(lambda n: refused(VerdictKind.RATE_LIMITED, 7.0) if n == 1 else ANSWER))
+    rests: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+
+    monkeypatch.setattr(work, "_rest", rest)
+    assert asyncio.run(see_through(work, 1)) == 1
+    assert len(rests) == 1 and rests[0] >= 7.0
+
+
+def test_retries_are_counted_once_they_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = sender(tmp_path, Played(lambda number: refused(VerdictKind.TRANSIENT)))
+
+    async def rest(seconds: float) -> None:
+        work.stop(End("stopped"))
+
+    monkeypatch.setattr(work, "_rest", rest)
+    assert asyncio.run(see_through(work, 1)) == 0
+    assert (work.delta.sent, work.delta.retried) == (1, 0)
+
+
+def test_what_a_server_counts_beyond_the_text_is_reserved_from_then_on(tmp_path: Path) -> None:
+    """A gateway that adds a system prompt of 2,000 tokens: no bound of the text alone holds."""
+    priced = LANE.model_copy(update={"free": False, "price": PriceSpec(input=1.0, output=1.0)})
+    books = Books1(10_000_000)
+    allowance = Allowance("run", "w", {}, None, governed=False, banked=True, window=1)
+    answer = Reply(Verdict(VerdictKind.ANSWERED), 200, b"{}", Usage(2_000, 10))
+    work = Sender(priced, Played(lambda number: answer), JournalWriter(tmp_path, "000001-1-0000"), allowance, books)
+
+    async def until_exhausted() -> None:
+        renewing = asyncio.create_task(work.renew_leases())
+        await see_through(work, 12)
+        work.done()
+        await renewing
+
+    asyncio.run(until_exhausted())
+    assert work.end == End("exhausted")
+    assert work.delta.nano_usd <= 10_000_000
+
+
 class Books1:
     """A run's money without an actor."""
 

@@ -5,6 +5,7 @@ import gzip
 import json
 import pickle
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,44 @@ def test_a_key_reaches_the_server_and_no_reply_of_any_kind(tmp_path: Path, provi
     reply, seen = asyncio.run(served(refuse, {"provider": provider, "api_key": f"file:{key_file}"}))
     assert seen[0]["headers"]["Authorization"] == "Bearer sk-canary-9"
     assert b"canary" not in pickle.dumps(reply.verdict)
+
+
+@pytest.mark.parametrize("escape", [str, lambda key: key.replace("/", "\\/"), lambda key: key.replace("+", "\\u002B")])
+def test_an_answer_that_echoes_the_key_holds_it_in_no_form(tmp_path: Path, escape: Callable[[str], str]) -> None:
+    key = "sk-canary/Zq88+xx/KLMNOP12345"
+    (tmp_path / "key").write_text(key)
+
+    async def echo(_: web.Request) -> web.Response:
+        body = '{"choices": [{"message": {"content": "it is KEY ok"}}]}'.replace("KEY", escape(key))
+        return web.Response(text=body, content_type="application/json")
+
+    reply, _ = asyncio.run(served(echo, {"provider": "openai", "api_key": f"file:{tmp_path}/key"}))
+    assert decode("chat", reply.body).text == "it is [key] ok"
+
+
+def test_a_provider_s_own_address_written_out_is_the_provider() -> None:
+    for provider, model, url in (
+        ("openai", "gpt-4.1-mini", "https://api.openai.com/v1/"), ("anthropic", "claude-haiku-4-5", "https://api.anthropic.com")
+    ):  # fmt: skip
+        plain = Teacher.model_validate({"provider": provider, "model": model})
+        assert Teacher.model_validate({"provider": provider, "model": model, "base_url": url}) == plain
+
+
+def test_one_machine_under_two_names_is_one_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("K", "sk-1")
+    ids = {
+        credential_id(
+            Teacher(provider="openai", model="m", free=True, base_url=f"http://{host}:9/v1", api_key="env:K"), None
+        )
+        for host in ("localhost", "127.0.0.1", "[::1]")
+    }
+    assert len(ids) == 1
+
+
+def test_a_seed_of_null_is_not_sent() -> None:
+    chat = Chat(Teacher(provider="openai", model="m", free=True, base_url="http://127.0.0.1:9/v1"))
+    assert chat.request(CALL._replace(sampling=Sampling(0.0, 8, 3)))["seed"] == 3
+    assert "seed" not in chat.request(CALL._replace(sampling=Sampling(0.0, 8, None)))
 
 
 def test_a_key_reference_that_does_not_resolve_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
