@@ -16,6 +16,8 @@ def check_schema(schema: dict[str, Any]) -> None:
     import referencing
     import referencing.jsonschema
 
+    if not isinstance(schema.get("$schema", ""), str):
+        raise SpecError(f"{KEY}.$schema: {schema['$schema']!r} is no address of a dialect", "see json-schema.org")
     try:
         jsonschema.validators.validator_for(schema).check_schema(schema)
         whole = referencing.Resource.from_contents(schema, default_specification=referencing.jsonschema.DRAFT202012)

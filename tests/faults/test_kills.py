@@ -171,6 +171,29 @@ def test_a_governor_and_a_cashier_that_are_killed_come_back_and_the_run_goes_on(
     assert said.spend.usd == bill["usd"]
 
 
+def test_a_worker_whose_disk_fails_lets_the_others_finish_what_they_have_paid_for(
+    job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    failed: list[psutil.Process] = []
+
+    def watch(manifest: Manifest) -> None:
+        if not failed and manifest.calls.answered >= 40:
+            failed.append(newest("Worker"))
+            failed[0].rlimit(psutil.RLIMIT_FSIZE, (1, 1))  # nothing can be appended any more
+
+    with teacher_server("--latency", "0.5", "--spread", "0.5", "--price", "1:1") as teacher:
+        paid = {**lane(teacher, limits={"concurrency": 12}), "free": False, "price": {"input": 1, "output": 1}}
+        spec = job(questions(jsonl, 200), teachers=[paid], budget={"usd": 1.0})
+        with pytest.raises(LimbeckError, match="journal"):
+            run_it(spec, tmp_path / "run", watch=watch)
+        bill = teacher.bill()
+        told = Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_text())
+        assert told.state == "failed" and told.spend.usd >= bill["usd"]
+        said = run_it(spec, tmp_path / "run")
+        assert teacher.bill()["repeated"] <= 6  # half of those in flight: the failed worker's
+    assert said.rows.accepted == 200
+
+
 def test_a_stop_between_two_stages_ends_the_run(job: Write, jsonl: Write, tmp_path: Path) -> None:
     seeds = jsonl([{"id": f"s{i}", "instruction": f"Do useful thing number {i}."} for i in range(6)])
     with teacher_server("--latency", "1") as teacher:

@@ -257,6 +257,15 @@ def test_the_help_teaches_and_the_schema_names_every_section(limbeck: Limbeck) -
     assert "learning_rate" in limbeck("schema", "--training").stdout
 
 
+def test_a_path_of_two_spellings_is_one_spec(
+    job: Write, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = job(questions)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert load_job(Path("..") / spec.name, ["source.path=../rows.jsonl"]).source.path == str(tmp_path / "rows.jsonl")
+
+
 def test_a_number_is_one_with_and_without_a_point_before_the_exponent(job: Write, questions: Path) -> None:
     spec = load_job(job(questions, budget={"usd": 1}), ["budget.usd=5e0"])
     assert spec.budget is not None and spec.budget.usd == 5.0

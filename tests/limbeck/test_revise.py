@@ -74,7 +74,8 @@ def test_replay_curates_the_same_answers_by_another_rule_and_calls_nobody(
     # The teacher is gone: whatever happens now, nobody is asked.
     near = {"dedup": {"exact": True, "near": {"threshold": 0.5}}}
     after = replay(run, job(rows, "near.yaml", teachers=[paid], curate=near))
-    assert after.rows.rejected["near_duplicate"] > 0
+    assert after.rows.rejected["near_duplicate"] > after.rows.accepted
+    assert any("dropped as near duplicates" in line and "threshold" in line for line in after.warnings)
     assert after.rows.accepted + sum(after.rows.rejected.values()) == 20
     assert after.spend == before.spend and after.calls.answered == calls
     assert pq.read_table(run / "dataset").num_rows == after.rows.accepted

@@ -49,6 +49,7 @@ def test_a_schema_may_point_within_itself() -> None:
         ({"$ref": "https://a.example/s.json"}, "lies elsewhere"),
         ({"type": "object", "properties": {"a": {"$ref": "#/type"}}}, "no schema"),
         ({"$ref": "#"}, "comes back to itself"),
+        ({"$schema": 5}, "no address of a dialect"),
         ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "comes back"),
     ],
 )

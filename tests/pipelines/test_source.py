@@ -125,6 +125,15 @@ def test_a_csv_row_that_is_no_utf8_is_set_aside_alone(tmp_path: Path) -> None:
     assert [(r.id, isinstance(r, Row)) for r in rows] == [("a", True), ("b", False), ("c", True)]
 
 
+def test_a_csv_cell_holds_choices_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('id,q,options\n1,Which?,"[""red"", ""blue""]"\n2,Which?,red or blue\n')
+    fields = {"id": "id", "input": "q", "choices": "options"}
+    first, second = usable(source(path, fields=fields, on_error="reject"), frozenset())
+    assert isinstance(first, Row) and first.choices == ("red", "blue")
+    assert isinstance(second, Malformed) and "as JSON in one cell" in second.detail
+
+
 def test_a_csv_row_with_too_many_cells_keeps_what_it_said(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("id,q\na,good\nb,cut, in two\n")
