@@ -122,19 +122,22 @@ def _student_bytes(spec: TrainingSpec) -> int:
 
 def _check_training(job: JobSpec, spec: TrainingSpec, rows: int) -> None:
     """What of a job's training can be wrong before anything is paid for."""
-    from training.data import check_columns, check_data
-    from training.students import check_student
+    from training.data import check_columns
+    from training.examples import check_data, needed
+    from training.students import check_student, check_teacher
 
     check_student(spec.student, spec.data)
+    check_teacher(spec.teacher)
     data = spec.data or TrainingData()
     if data.path is not None or data.run is not None:
-        check_data(data)
+        check_data(data, spec.objective)
         return
     if rows < 2:
         raise SpecError(f"train: {rows} rows", "a student needs at least one to learn and one held out")
     if data.fields:
         texts = [field.name for field in SCHEMAS[job.pipeline] if field.type == pa.string()]
-        check_columns([name for name in texts if name != "gold" or "label" in job.source.fields], data)
+        names = [name for name in texts if name != "gold" or "label" in job.source.fields]
+        check_columns(names, data, needed(spec.objective))
 
 
 def _trained_on(this: Run, spec: TrainingSpec) -> dict[str, Any]:
@@ -196,13 +199,14 @@ def train(
 
     `made_of` says what of, for whoever asks later whether it has to be trained again: by default spec and data files.
     """
-    from training.data import check_data
+    from training.examples import check_data
     from training.loop import fit
-    from training.students import check_student
+    from training.students import check_student, check_teacher
 
     with refused_as_spec():
         check_student(spec.student, spec.data)
-        check_data(spec.data)
+        check_teacher(spec.teacher)
+        check_data(spec.data, spec.objective)
         student = Path(out) / "student"
         if student.exists() and not (student / "metrics.json").is_file():
             raise SpecError(f"{student} is there and no student of ours", "choose another --out; nothing was touched")

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from schemas.lane import Strict
+from schemas.objective import OBJECTIVE_NAMES, AnyObjective, Sft, objective_of, teaches
 
 
 class Scratch(Strict):
@@ -38,24 +39,10 @@ class FromScratch(Strict):
     scratch: Scratch = Scratch()
 
 
-class Objective(Strict):
-    """The loss. `sft`: cross-entropy on the response tokens."""
-
-    name: Literal["sft", "step_by_step", "icl", "kd", "hidden", "gkd", "minillm"] = Field(
-        "sft", description="sft; the others are not built yet"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _built(cls, values: Any) -> Any:
-        # Said first: a spec for one of them has parameters that are unknown as yet.
-        name = values.get("name", "sft") if isinstance(values, dict) else "sft"
-        if name in ("step_by_step", "icl", "kd", "hidden", "gkd", "minillm"):
-            raise ValueError(f"objective {name!r} is not built yet; sft is")
-        return values
-
-
 Name = Annotated[str, Field(min_length=1)]
+Column = Literal[
+    "id", "prompt", "response", "input", "rationale", "label", "output", "demonstrations", "options", "option_probs"
+]
 
 
 class TrainingData(Strict):
@@ -63,8 +50,10 @@ class TrainingData(Strict):
 
     path: Name | None = Field(None, description="jsonl, jsonl.gz, json, csv or parquet: file, glob or directory")
     run: Name | None = Field(None, description="a run directory: its published dataset")
-    fields: dict[Literal["prompt", "response"], Annotated[str, Field(min_length=1)]] = Field(
-        default_factory=dict, description="our name: the column's name"
+    fields: dict[Column, Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="our name: the column's name. prompt, response; step_by_step: input, rationale, label; icl: input, "
+        "output, demonstrations, options, option_probs",
     )
     template: str | None = Field(None, description="`chat`: the tokenizer's chat template; null: text as written")
 
@@ -79,19 +68,35 @@ class TrainingData(Strict):
 
 class TrainingSpec(Strict):
     student: FromScratch | LayerCut | str = Field(description="scratch, {from, layers}, or a Hugging Face id or path")
-    objective: Objective = Objective()
+    objective: AnyObjective = Field(Sft(), description="by name: " + ", ".join(OBJECTIVE_NAMES))
     data: TrainingData | None = Field(None, description="in a job spec: null, the run's own dataset")
-    teacher: None = Field(None, description="local weights to compare with: not built yet")
+    teacher: Name | None = Field(
+        None,
+        description="a Hugging Face id or path, a .gguf file, or smollm2-135m: whom white-box objectives learn from, "
+        "and with any objective whom the student is compared with",
+    )
     workers: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="processes that train together")
     epochs: Annotated[float, Field(gt=0, le=1_000_000)] = Field(1, description="passes over the pairs")
-    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(8, description="rows a step, per worker")
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(8, description="rows at a time, per worker")
+    accumulation: Annotated[int, Field(ge=1, le=1_000_000)] = Field(1, description="batches a step")
     learning_rate: Annotated[float, Field(gt=0, le=100)] = Field(3.0e-4, description="its peak, after a short rise")
     max_length: Annotated[int, Field(ge=8, le=10_000_000)] = Field(
         512, description="tokens of prompt and response together"
     )
-    packing: bool = Field(True, description="several pairs in one row; decoder-only students")
+    packing: bool = Field(True, description="several pairs in one row; not where responses are sampled")
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the pairs that is held out")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the split, of new weights and of the order")
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _objective(cls, value: Any) -> Any:
+        return objective_of(value)
+
+    @model_validator(mode="after")
+    def _taught(self) -> "TrainingSpec":
+        if teaches(self.objective) and self.teacher is None:
+            raise ValueError(f"objective {self.objective.name!r} learns from a teacher: set teacher")
+        return self
 
     @field_validator("student", mode="before")
     @classmethod

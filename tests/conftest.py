@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "services")]
+sys.path[:0] = [str(ROOT / "tests" / room) for room in ("", "services", "training")]
 
 
 @pytest.fixture

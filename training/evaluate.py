@@ -1,11 +1,16 @@
 """What a student is worth on held-out rows: loss on the response tokens, ROUGE-L of what it writes."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import regex
 
-from training.data import Collator, Pair, TokenRow, prompt_text
+from training.examples import Pair
+from training.rows import Collator, TokenRow, prompt_text
 from training.students import Student
+
+if TYPE_CHECKING:
+    from training.teacher import Teacher
 
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 WORD = regex.compile(rf"[{UNSPACED}]|[\p{{L}}\p{{M}}\p{{N}}--[{UNSPACED}]]+", regex.VERSION1)
@@ -17,19 +22,43 @@ GENERATED_TOKENS = 96
 def held_out_loss(student: Student, rows: Sequence[TokenRow]) -> float:
     """Mean loss a response token, in nats."""
     import torch
+    from torch.nn.functional import cross_entropy
 
-    from training.losses import TokenLosses
+    from training.aligned import aligned
 
-    losses_of = TokenLosses(student.model)
     collate = Collator(student.tokenizer.pad_token_id, student.seq2seq)
     student.model.eval()
     total, count = 0.0, 0
     with torch.inference_mode():
         for start in range(0, len(rows), BATCH):
-            batch = {k: v.to(student.model.device) for k, v in collate(rows[start : start + BATCH]).items()}
-            losses = losses_of(**batch)
-            total, count = total + float(losses.sum()), count + losses.numel()
+            batch = collate([[row] for row in rows[start : start + BATCH]])
+            batch = {name: x.to(student.model.device) for name, x in batch.items() if isinstance(x, torch.Tensor)}
+            seen = aligned(student.model, batch)
+            total += float(cross_entropy(seen.logits.float(), seen.targets, reduction="sum"))
+            count += len(seen.targets)
     return total / max(1, count)
+
+
+def divergences(student: Student, teacher: "Teacher", rows: Sequence[TokenRow]) -> tuple[float, float]:
+    """(forward, reverse) KL between teacher and student, nats a response token."""
+    import torch
+
+    from training.aligned import aligned
+    from training.divergences import forward_kl, reverse_kl
+    from training.teacher import cut
+
+    collate = Collator(student.tokenizer.pad_token_id, student.seq2seq)
+    student.model.eval()
+    sums, count = [0.0, 0.0], 0
+    with torch.inference_mode():
+        for start in range(0, len(rows), BATCH):
+            batch = collate([[row] for row in rows[start : start + BATCH]])
+            batch = {name: x.to(student.model.device) for name, x in batch.items() if isinstance(x, torch.Tensor)}
+            ours, theirs = cut(aligned(student.model, batch), teacher.vocabulary).logits, teacher(batch).logits
+            sums[0] += float(forward_kl(theirs, ours).sum())
+            sums[1] += float(reverse_kl(theirs, ours).sum())
+            count += len(ours)
+    return sums[0] / max(1, count), sums[1] / max(1, count)
 
 
 def responses(student: Student, pairs: Sequence[Pair], template: str | None, max_length: int) -> list[str]:

@@ -1,10 +1,9 @@
 """One worker's training session: load, measure, train, measure, save. Rank 0 measures and saves."""
 
 import json
-import math
 import shutil
 import time
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +12,15 @@ import torch
 import transformers
 
 from schemas.errors import LimbeckError
+from schemas.objective import Icl, samples
 from schemas.student import TrainingSpec
 from training.curve import draw_curve
-from training.data import Collator, load_pairs, pack, split, token_rows
-from training.evaluate import held_out_loss, held_out_rouge
-from training.losses import TokenLosses
-from training.students import load_student
-
-WARMUP = 0.05  # share of the steps over which the learning rate rises
-
-
-class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
-    """A Trainer whose loss is the mean over all labelled tokens of a step, on every rank and micro-batch together.
-
-    The stock loss of T5 ignores `num_items_in_batch` and comes out multiplied by accumulation x workers.
-    """
-
-    loss_is_scaled_for_ga = True
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        losses = model(**inputs)
-        count = num_items_in_batch if num_items_in_batch is not None else losses.numel()
-        # DDP averages gradients over ranks, while `count` covers all of them.
-        return losses.sum() / count * self.accelerator.num_processes
+from training.evaluate import divergences, held_out_loss, held_out_rouge
+from training.examples import Example, Pair, language_modelling, load_examples, load_text, split
+from training.rows import TokenRow, token_rows
+from training.students import Student, load_student
+from training.teacher import Teacher, load_teacher
+from training.trainer import trainer_of
 
 
 class Report(transformers.TrainerCallback):  # type: ignore[misc]
@@ -50,8 +33,6 @@ class Report(transformers.TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        if not math.isfinite(logs["loss"]):
-            raise LimbeckError(f"the loss is {logs['loss']} at step {state.global_step}", "lower learning_rate")
         self.losses.append((state.global_step, float(logs["loss"])))
         if not self._writes:
             return
@@ -87,61 +68,72 @@ class Session:
     def run(self) -> None:
         spec = self.spec
         assert spec.data is not None
-        template = spec.data.template
-        learn, held = split(load_pairs(spec.data), spec.eval_fraction, spec.seed)
-        student = load_student(spec.student, (t for p in learn for t in (p.prompt, p.response)), spec.seed)
-        if template and not student.tokenizer.chat_template:
+        learn, held = split(load_examples(spec.data, spec.objective), spec.eval_fraction, spec.seed)
+        texts = (text for example in learn for pair in example for text in (pair.prompt, pair.response))
+        student = load_student(spec.student, texts, spec.seed, spec.teacher)
+        if spec.data.template and not student.tokenizer.chat_template:
             raise LimbeckError("data.template: chat, but the student's tokenizer has none", "leave template out")
-        rows_of = partial(
-            token_rows, tokenizer=student.tokenizer, max_length=spec.max_length, template=template,
-            seq2seq=student.seq2seq,
-        )  # fmt: skip
-        rows, left_out = rows_of(learn)
-        fitting = [pair for pair in held if rows_of([pair])[0]]  # loss and ROUGE-L are of the same rows
-        left_out, held = left_out + len(held) - len(fitting), fitting
-        held_rows, _ = rows_of(held)
+        teacher = load_teacher(spec.teacher, student) if spec.teacher else None
+        rows, left_out = self._rows(student, [pair for example in learn for pair in example])
+        asked, held_rows, more_left_out = self._held_out(student, held)
         if not rows or not held_rows:
             raise LimbeckError(f"no prompt is shorter than max_length {spec.max_length}", "raise max_length")
         metrics: dict[str, Any] = {
-            "parameters": student.model.num_parameters(), "rows_train": len(rows), "rows_eval": len(held_rows),
-            "rows_too_long": left_out, "epochs": spec.epochs,
+            "objective": spec.objective.name, "parameters": student.model.num_parameters(), "rows_train": len(rows),
+            "rows_eval": len(held_rows), "rows_too_long": left_out + more_left_out, "epochs": spec.epochs,
         }  # fmt: skip
-        measured = self.rank == 0
-        if measured:
-            student.model.to("cuda" if torch.cuda.is_available() else "cpu")
-            metrics["loss_before"] = held_out_loss(student, held_rows)
-            metrics["rouge_l_before"] = held_out_rouge(student, held, template, spec.max_length)
-        report, is_whole = self._train(student, rows, metrics)
+        if (lm := language_modelling(spec.objective)) is not None:
+            rows += self._rows(student, load_text(lm, student.seq2seq))[0]
+        self._measure("before", metrics, student, teacher, asked, held_rows)
+        report, is_whole = self._train(student, teacher, rows, metrics)
         if not is_whole:
             return  # stopped by the user: whoever stops does not want to wait for its measurement
-        if measured:
-            metrics["loss_after"] = held_out_loss(student, held_rows)
-            metrics["rouge_l_after"] = held_out_rouge(student, held, template, spec.max_length)
+        self._measure("after", metrics, student, teacher, asked, held_rows)
+        if self.rank == 0:
             self._save(student, metrics, report)
         ray.train.report({name: value for name, value in metrics.items() if isinstance(value, int | float)})
 
-    def _train(self, student: Any, rows: list[Any], metrics: dict[str, Any]) -> tuple[Report, bool]:
+    def _rows(self, student: Student, pairs: Sequence[Pair]) -> tuple[list[TokenRow], int]:
+        assert self.spec.data is not None
+        return token_rows(
+            pairs, student.tokenizer, self.spec.max_length, self.spec.data.template, student.seq2seq,
+            cut_prompts=isinstance(self.spec.objective, Icl),
+        )  # fmt: skip
+
+    def _held_out(self, student: Student, held: Sequence[Example]) -> tuple[list[Pair], list[TokenRow], int]:
+        """(what is asked, its rows, how many were too long): loss and ROUGE-L are of the same rows."""
+        asked = [example[0] for example in held]
+        fitting = [pair for pair in asked if self._rows(student, [pair])[0]]
+        return fitting, self._rows(student, fitting)[0], len(asked) - len(fitting)
+
+    def _measure(
+        self, when: str, metrics: dict[str, Any], student: Student, teacher: Teacher | None, asked: list[Pair],
+        rows: list[TokenRow],
+    ) -> None:  # fmt: skip
+        """Rank 0 notes what the student is worth on what was held out."""
+        if self.rank != 0:
+            return
+        assert self.spec.data is not None
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        student.model.to(device)
+        metrics[f"loss_{when}"] = held_out_loss(student, rows)
+        metrics[f"rouge_l_{when}"] = held_out_rouge(student, asked, self.spec.data.template, self.spec.max_length)
+        if teacher is not None:
+            teacher.model.to(device)
+            forward, reverse = divergences(student, teacher, rows)
+            metrics[f"forward_kl_{when}"], metrics[f"reverse_kl_{when}"] = forward, reverse
+
+    def _train(
+        self, student: Student, teacher: Teacher | None, rows: list[TokenRow], metrics: dict[str, Any]
+    ) -> tuple[Report, bool]:
         """(the report, whether all steps were taken)."""
         spec = self.spec
         tokens = sum(len(row.input_ids) + (len(row.labels) if student.seq2seq else 0) for row in rows)
-        packed = spec.packing and not student.seq2seq
-        features = pack(rows, spec.max_length) if packed else rows
+        packed = spec.packing and not samples(spec.objective)
         report = Report(self.work, int(tokens * spec.epochs), writes=self.rank == 0)
-        steps = math.ceil(len(features) / (spec.batch_size * spec.workers)) * spec.epochs
-        arguments = transformers.TrainingArguments(
-            output_dir=str(self.work / "trainer"), per_device_train_batch_size=spec.batch_size,
-            num_train_epochs=spec.epochs, learning_rate=spec.learning_rate, seed=spec.seed,
-            warmup_steps=int(WARMUP * steps), logging_steps=max(1, int(steps // 200)), save_strategy="no",
-            logging_nan_inf_filter=False,  # it would show an older loss in place of one that is no number
-            report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
-            bf16=torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
-            ddp_find_unused_parameters=False,
-        )  # fmt: skip
-        trainer = TokenTrainer(
-            model=TokenLosses(student.model), args=arguments, train_dataset=features,
-            data_collator=Collator(student.tokenizer.pad_token_id, student.seq2seq), callbacks=[report],
-        )  # fmt: skip
-        trainer.remove_callback(transformers.PrinterCallback)
+        if teacher is not None and torch.cuda.is_available():
+            teacher.model.to("cuda")
+        trainer = trainer_of(spec, student, teacher, rows, self.work / "trainer", [report])
         started = time.monotonic()
         trainer.train()
         seconds = time.monotonic() - started

@@ -44,6 +44,12 @@ def check_student(student: FromScratch | LayerCut | str, data: TrainingData | No
         raise SpecError(f"student.layers: {student.layers}, {name} has {total}", "choose fewer")
 
 
+def check_teacher(teacher: str | None) -> None:
+    """`SpecError` where there is no such teacher."""
+    if teacher is not None:
+        layers_of(teacher, "teacher")
+
+
 def bytes_on_disk(student: FromScratch | LayerCut | str) -> int:
     """About what a student takes once it is saved in float32; 0 where only the Hub knows."""
     if isinstance(student, FromScratch):
@@ -56,7 +62,7 @@ def bytes_on_disk(student: FromScratch | LayerCut | str) -> int:
     return 2 * sum(path.stat().st_size for path in Path(name).glob("*.safetensors"))
 
 
-def layers_of(name: str) -> int | None:
+def layers_of(name: str, role: str = "student") -> int | None:
     """Layers of a model by its configuration or its GGUF header. `SpecError` where there is no such model."""
     if name == SMOLLM2 or name.endswith(".gguf"):
         weights = gguf_weights(name)
@@ -67,24 +73,24 @@ def layers_of(name: str) -> int | None:
         try:
             fields = gguf.GGUFReader(str(weights)).fields
         except (ValueError, IndexError, KeyError, OverflowError, MemoryError):
-            raise SpecError(f"student {name}: a damaged GGUF file", "is it whole? fetch it again") from None
+            raise SpecError(f"{role} {name}: a damaged GGUF file", "is it whole? fetch it again") from None
         counts = [field.contents() for key, field in fields.items() if key.endswith(".block_count")]
         return int(counts[0]) if counts else None
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
     if not Path(name).is_dir() and not _is_cached(name):
-        require_hub(f"student {name}")
+        require_hub(f"{role} {name}")
     try:
         config = transformers.AutoConfig.from_pretrained(name)
     except (OSError, ValueError, StrictDataclassError) as error:
         line = str(error).strip().splitlines()[0][:200]
-        raise SpecError(f"student {name}: {line}", "check the id or path, and the network for an id") from None
+        raise SpecError(f"{role} {name}: {line}", "check the id or path, and the network for an id") from None
     written = config.architectures or []
     known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
     if not any(type(config) in mapping for mapping in known) or any("MaskedLM" in name for name in written):
         kind = ", ".join(written) or config.model_type
-        raise SpecError(f"student {name}: {kind} does not write text", "choose a decoder or an encoder-decoder")
+        raise SpecError(f"{role} {name}: {kind} does not write text", "choose a decoder or an encoder-decoder")
     return getattr(config, "num_hidden_layers", None)
 
 
@@ -99,13 +105,17 @@ def _is_cached(name: str) -> bool:
         return False
 
 
-def load_student(student: FromScratch | LayerCut | str, texts: Iterable[str], seed: int) -> Student:
-    """Make or load a student; a tokenizer from scratch is trained on `texts`."""
+def load_student(
+    student: FromScratch | LayerCut | str, texts: Iterable[str], seed: int, teacher: str | None = None
+) -> Student:
+    """Make or load a student. One from scratch has its teacher's tokenizer, or else one that is trained on `texts`."""
     import torch
 
     torch.manual_seed(seed)
     if isinstance(student, FromScratch):
-        return from_scratch(student.scratch, texts)
+        tokenizer = train_tokenizer(texts, student.scratch.vocab) if teacher is None else tokenizer_of(teacher)
+        torch.manual_seed(seed)  # again: training a tokenizer or loading one must not move it
+        return from_scratch(student.scratch, tokenizer)
     if isinstance(student, LayerCut):
         found = pretrained(student.source)
         cut_layers(found.model, student.layers)
@@ -113,12 +123,12 @@ def load_student(student: FromScratch | LayerCut | str, texts: Iterable[str], se
     return pretrained(student)
 
 
-def pretrained(name: str) -> Student:
+def pretrained(name: str, role: str = "student") -> Student:
     """A Hugging Face id or path, a .gguf file, or smollm2-135m. `SpecError` where it cannot be loaded."""
     import torch
     import transformers
 
-    place = str(converted(gguf_weights(name))) if name == SMOLLM2 or name.endswith(".gguf") else name
+    place = _place(name)
     try:
         config = transformers.AutoConfig.from_pretrained(place)
         tokenizer = transformers.AutoTokenizer.from_pretrained(place)
@@ -126,12 +136,27 @@ def pretrained(name: str) -> Student:
         model = kind.from_pretrained(place, dtype=torch.float32)
     except (OSError, ValueError) as error:
         line = str(error).strip().splitlines()[0][:200]
-        raise SpecError(f"student {name}: {line}", "check the id or path, and the network for an id") from None
+        raise SpecError(f"{role} {name}: {line}", "check the id or path, and the network for an id") from None
+    return Student(model, _with_ends(tokenizer, name, role))
+
+
+def _place(name: str) -> str:
+    return str(converted(gguf_weights(name))) if name == SMOLLM2 or name.endswith(".gguf") else name
+
+
+def _with_ends(tokenizer: Any, name: str, role: str) -> Any:
     if tokenizer.eos_token_id is None:
-        raise SpecError(f"student {name}: its tokenizer has no end-of-sequence token", "choose another student")
+        raise SpecError(f"{role} {name}: its tokenizer has no end-of-sequence token", f"choose another {role}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Student(model, tokenizer)
+    return tokenizer
+
+
+def tokenizer_of(teacher: str) -> Any:
+    """The tokenizer of a model by name."""
+    import transformers
+
+    return _with_ends(transformers.AutoTokenizer.from_pretrained(_place(teacher)), teacher, "teacher")
 
 
 def kept_copy(weights: Path) -> Path:
@@ -218,11 +243,10 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=model, **SPECIAL)
 
 
-def from_scratch(spec: Scratch, texts: Iterable[str]) -> Student:
+def from_scratch(spec: Scratch, tokenizer: Any) -> Student:
     """A Llama or T5 of the given size with random weights."""
     import transformers
 
-    tokenizer = train_tokenizer(texts, spec.vocab)
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     if spec.arch == "llama":
         config = transformers.LlamaConfig(

@@ -1,6 +1,7 @@
 """Training data: what becomes a token, and which tokens have a loss."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import SpecError
+from schemas.objective import AnyObjective, Icl, Sft, StepByStep
 from schemas.student import TrainingData
-from training.data import IGNORED, Collator, Pair, TokenRow, check_data, load_pairs, pack, split, token_rows
+from training import examples
+from training.examples import MAIN, SECOND, Pair, split
+from training.rows import IGNORED, Collator, TokenRow, pack, token_rows
 from training.students import train_tokenizer
 
 TOKENIZER = train_tokenizer(["What is one and one? It is two.", "Say hello. Hello!"], 300)
 PAIRS = [Pair("What is one?", "It is one."), Pair("Say hello.", "Hello!")]
+
+
+def check_data(data: TrainingData, objective: AnyObjective = Sft()) -> None:
+    examples.check_data(data, objective)
+
+
+def load_pairs(data: TrainingData) -> list[Pair]:
+    return [replace(pair, record="") for (pair,) in examples.load_examples(data, Sft())]
 
 
 def test_the_loss_is_on_the_response_and_its_end_alone() -> None:
@@ -35,33 +47,40 @@ def test_a_long_response_is_cut_and_a_prompt_that_fills_the_row_is_counted_and_l
     assert (len(rows), left_out, len(rows[0].input_ids)) == (1, 1, 32)
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40))
-def test_packing_keeps_every_token_and_no_row_sees_a_label_of_another(sizes: list[int]) -> None:
-    rows = [TokenRow([n] * size, [IGNORED] + [n] * (size - 1)) for n, size in enumerate(sizes, 1)]
-    packed = pack(rows, 30)
-    assert all(len(row.input_ids) <= 30 for row in packed)
-    assert sorted(i for row in packed for i in row.input_ids) == sorted(i for row in rows for i in row.input_ids)
-    assert sum(row.trained_tokens for row in packed) == sum(row.trained_tokens for row in rows)
-    for row in packed:
-        assert row.position_ids is not None
-        starts = [at for at, position in enumerate(row.position_ids) if position == 0]
-        assert all(row.labels[at] == IGNORED for at in starts)
+@pytest.mark.parametrize("seq2seq", [False, True])
+@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=40))
+def test_packing_keeps_every_row_whole_and_within_its_length(seq2seq: bool, sizes: list[int]) -> None:
+    rows = [TokenRow([n] * size, [n] * (31 - size if seq2seq else size)) for n, size in enumerate(sizes, 1)]
+    bins = pack(rows, 30, seq2seq)
+    for group in bins:
+        assert sum(len(row.input_ids) for row in group) <= 30
+        assert not seq2seq or sum(len(row.labels) for row in group) <= 30
+    assert sorted(row.input_ids[0] for group in bins for row in group) == sorted(row.input_ids[0] for row in rows)
 
 
 def test_padding_is_on_the_right_and_has_no_label() -> None:
-    batch = Collator(pad_id=0, seq2seq=False)([TokenRow([5, 6, 7], [IGNORED, 6, 7]), TokenRow([8], [8])])
+    batch = Collator(pad_id=0, seq2seq=False)([[TokenRow([5, 6, 7], [IGNORED, 6, 7])], [TokenRow([8], [8])]])
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
+def test_in_a_packed_bin_positions_start_again_and_no_row_predicts_the_next() -> None:
+    batch = Collator(pad_id=0, seq2seq=False)(
+        [[TokenRow([5, 6], [5, 6]), TokenRow([7, 8], [7, 8])], [TokenRow([9], [9])]]
+    )
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1], [0, 0, 1, 2]]
+    assert batch["labels"].tolist() == [[IGNORED, 6, IGNORED, 8], [9, IGNORED, IGNORED, IGNORED]]
+    assert batch["owners"].tolist() == [[0, 0, 1, 1], [2, 0, 0, 0]]
+
+
 @given(st.integers(2, 200), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_a_split_has_both_sides_and_no_row_on_both(count: int, fraction: float, seed: int) -> None:
-    pairs = [Pair(str(i), "x") for i in range(count)]
-    learn, held = split(pairs, fraction, seed)
+    both = [(Pair(str(i), "x"), Pair(str(i), "y")) for i in range(count)]
+    learn, held = split(both, fraction, seed)
     assert learn and held
-    assert sorted(p.prompt for p in (*learn, *held)) == sorted(p.prompt for p in pairs)
-    assert split(pairs, fraction, seed) == (learn, held)
+    assert sorted(example[0].prompt for example in (*learn, *held)) == sorted(example[0].prompt for example in both)
+    assert split(both, fraction, seed) == (learn, held)
 
 
 @pytest.mark.parametrize(
@@ -125,3 +144,39 @@ def test_parquet_is_read_by_the_columns_that_are_needed_and_an_empty_shard_is_no
 def test_a_blank_prompt_is_refused(jsonl: Callable[..., Path]) -> None:
     with pytest.raises(SpecError, match="'prompt' is blank"):
         check_data(TrainingData(path=str(jsonl([{"prompt": " ", "response": "b"}] * 2))))
+
+
+def test_a_step_by_step_record_is_learned_twice_its_label_and_its_rationale(jsonl: Callable[..., Path]) -> None:
+    rows = [{"id": f"q{i}", "input": "2 + 2?", "rationale": "Two and two.", "label": "4"} for i in range(2)]
+    found = examples.load_examples(TrainingData(path=str(jsonl(rows))), StepByStep(name="step_by_step"))
+    assert found[1] == (
+        Pair("predict: 2 + 2?", "4", "q1", MAIN), Pair("explain: 2 + 2?", "Two and two.", "q1", SECOND)
+    )  # fmt: skip
+    with pytest.raises(SpecError, match="absent field 'rationale'"):
+        check_data(TrainingData(path=str(jsonl([{"input": "a", "label": "b"}] * 2))), StepByStep(name="step_by_step"))
+
+
+EPISODE = {
+    "id": "e", "demonstrations": [{"input": "good film", "output": "positive"}], "input": "bad film",
+    "output": "negative", "options": ["positive", "negative"], "option_probs": [0.2, 0.8],
+}  # fmt: skip
+
+
+def test_an_episode_is_its_demonstrations_and_its_query_hard_and_soft(jsonl: Callable[..., Path]) -> None:
+    data = TrainingData(path=str(jsonl([EPISODE, {**EPISODE, "id": "f"}])))
+    prompt = "good film\npositive\n\n\nbad film\n"
+    assert examples.load_examples(data, Icl(name="icl"))[0] == (
+        Pair(prompt, "negative", "e", MAIN, 1.0), Pair(prompt, "positive", "e", SECOND, 0.2),
+        Pair(prompt, "negative", "e", SECOND, 0.8),
+    )  # fmt: skip
+    assert len(examples.load_examples(data, Icl(name="icl", soft=False))[0]) == 1
+    with pytest.raises(SpecError, match="2 options and 1 option_probs"):
+        check_data(TrainingData(path=str(jsonl([EPISODE, {**EPISODE, "option_probs": [1.0]}]))), Icl(name="icl"))
+    with pytest.raises(SpecError, match="list of input and output"):
+        check_data(TrainingData(path=str(jsonl([EPISODE, {**EPISODE, "demonstrations": ["x"]}]))), Icl(name="icl"))
+
+
+def test_a_long_episode_loses_its_first_demonstrations() -> None:
+    (row,), left_out = token_rows([Pair("one " * 50 + "two", "red")], TOKENIZER, 16, None, False, cut_prompts=True)
+    assert left_out == 0 and len(row.input_ids) == 16
+    assert TOKENIZER.decode(row.input_ids).endswith("tworedd</s>".replace("dd", "d"))

@@ -1,0 +1,162 @@
+"""What a model says of each labelled token: the same by every road, for both architectures."""
+
+import math
+
+import pytest
+import torch
+import transformers
+from tiny_students import PROMPTS, TEXTS, student
+from torch.nn.functional import cross_entropy
+
+from schemas.student import FromScratch, LayerCut, Scratch
+from training.aligned import Aligned, aligned
+from training.evaluate import Words, held_out_loss, responses, rouge_l
+from training.examples import Pair
+from training.rows import Collator, TokenRow, pack, token_rows
+from training.students import Student, cut_layers, load_student
+
+PAIRS = [Pair(prompt, response) for prompt, response in PROMPTS]
+ARCHITECTURES = pytest.mark.parametrize("arch", ["llama", "t5"])
+
+
+def rows_of(made: Student, pairs: list[Pair] = PAIRS) -> list[TokenRow]:
+    return token_rows(pairs, made.tokenizer, 64, None, made.seq2seq)[0]
+
+
+def seen_by(made: Student, bins: list[list[TokenRow]]) -> Aligned:
+    with torch.no_grad():
+        return aligned(made.model, Collator(made.tokenizer.pad_token_id, made.seq2seq)(bins), hidden=True)
+
+
+def loss_of(made: Student, bins: list[list[TokenRow]], batch_size: int) -> float:
+    parts = [seen_by(made, bins[i : i + batch_size]) for i in range(0, len(bins), batch_size)]
+    return sum(float(cross_entropy(part.logits, part.targets, reduction="sum")) for part in parts)
+
+
+@ARCHITECTURES
+def test_padding_and_batch_composition_do_not_change_the_loss(arch: str) -> None:
+    made = student(arch)
+    alone = [[row] for row in rows_of(made)]
+    assert loss_of(made, alone, 1) == pytest.approx(loss_of(made, alone, 3), rel=1e-5)
+
+
+@ARCHITECTURES
+def test_packed_rows_say_what_separate_ones_say(arch: str) -> None:
+    made = student(arch)
+    rows = rows_of(made, PAIRS * 3)
+    bins = pack(rows, 64, made.seq2seq)
+    assert len(bins) < len(rows)
+    for batch_size in (1, 3):
+        assert loss_of(made, bins, batch_size) == pytest.approx(loss_of(made, [[r] for r in rows], 1), rel=1e-5)
+    packed, alone = seen_by(made, bins), seen_by(made, [[row] for group in bins for row in group])
+    assert torch.equal(packed.targets, alone.targets)
+    assert torch.equal(packed.owners, alone.owners)
+    assert torch.allclose(packed.logits, alone.logits, atol=1e-5)
+    for one, other in zip(packed.hidden, alone.hidden, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+@ARCHITECTURES
+def test_packing_leaves_finite_gradients_where_a_bin_is_mostly_padding(arch: str) -> None:
+    made = student(arch)
+    long, short = rows_of(made, [Pair("one " * 30, " two" * 30), Pair("a", " b")])
+    batch = Collator(made.tokenizer.pad_token_id, made.seq2seq)([[short, short], [long]])
+    seen = aligned(made.model, batch)
+    cross_entropy(seen.logits, seen.targets).backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in made.model.parameters())
+
+
+@ARCHITECTURES
+def test_a_token_changes_only_what_comes_after_it(arch: str) -> None:
+    made = student(arch)
+    row = rows_of(made)[0]
+    ids, labels = list(row.input_ids), list(row.labels)
+    if arch == "llama":
+        ids[-3] = labels[-3] = 7
+    else:
+        labels[-3] = 7
+    before, after = seen_by(made, [[row]]), seen_by(made, [[TokenRow(ids, labels)]])
+    same = (before.logits - after.logits).abs().amax(-1) < 1e-6
+    assert same.tolist() == [True] * (len(same) - 2) + [False] * 2
+
+
+@ARCHITECTURES
+def test_the_loss_is_the_model_s_own(arch: str) -> None:
+    made = student(arch)
+    rows = rows_of(made)
+    batch = Collator(made.tokenizer.pad_token_id, made.seq2seq)([[row] for row in rows])
+    with torch.no_grad():
+        own = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        theirs = float(made.model(**own).loss)
+        seen = aligned(made.model, batch)
+    assert float(cross_entropy(seen.logits, seen.targets)) == pytest.approx(theirs, rel=1e-5)
+    assert held_out_loss(made, rows) == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_head_with_a_soft_cap_keeps_it() -> None:
+    config = transformers.Gemma2Config(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, final_logit_softcapping=0.5,
+    )  # fmt: skip
+    made = Student(transformers.Gemma2ForCausalLM(config).eval(), student("llama").tokenizer)
+    batch = Collator(made.tokenizer.pad_token_id, False)([[row] for row in rows_of(made)])
+    with torch.no_grad():
+        own = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        seen = aligned(made.model, batch)
+        assert float(cross_entropy(seen.logits, seen.targets)) == pytest.approx(float(made.model(**own).loss), rel=1e-5)
+
+
+def test_gradients_reach_every_parameter() -> None:
+    made = student("llama")
+    seen = aligned(made.model, Collator(0, False)([[row] for row in rows_of(made)]))
+    cross_entropy(seen.logits, seen.targets).backward()
+    assert all(p.grad is not None and math.isfinite(float(p.grad.norm())) for p in made.model.parameters())
+
+
+def test_a_cut_model_keeps_evenly_spaced_layers_and_still_generates() -> None:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=7, num_attention_heads=2, eos_token_id=1
+    )
+    model = transformers.LlamaForCausalLM(config)
+    originals = list(model.model.layers)
+    cut_layers(model, 3)
+    assert list(model.model.layers) == [originals[0], originals[3], originals[6]]
+    made = Student(model, student("llama").tokenizer)
+    assert len(responses(made, PAIRS, None, 64)) == 3
+
+
+def test_scratch_students_of_one_seed_are_equal() -> None:
+    spec = FromScratch(scratch=Scratch(hidden=32, heads=2, vocab=300))
+    first, again = (load_student(spec, TEXTS, seed=3).model.state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_rouge_l_is_one_for_the_same_words_and_zero_for_others() -> None:
+    assert rouge_l(["the cat runs"], ["the cat runs"]) == 1.0
+    assert rouge_l(["dogs bark"], ["the cat runs"]) == 0.0
+    assert rouge_l(["the cat"], ["the cat runs"]) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Кошка бежит.", 2), ("القط يركض", 2), ("बिल्ली दौड़ती है।", 3), ("猫在跑。", 3), ("ネコが走る", 5),
+       ("แมววิ่ง", 7), ("Größe naïve", 2),
+        ("Running cats, 42!", 3), ("고양이가 달린다", 2),
+    ],
+)  # fmt: skip
+def test_rouge_l_reads_every_script(text: str, words: int) -> None:
+    assert len(Words().tokenize(text)) == words
+    assert rouge_l([text], [text]) == 1.0
+
+
+def test_english_words_are_those_of_rouge_score() -> None:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    text = "The quick-brown foxes weren't running over 13 lazy dogs' tails; happily_ever_after."
+    assert Words().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+def test_a_layer_cut_names_its_source_with_from() -> None:
+    assert LayerCut.model_validate({"from": "m", "layers": 2}).source == "m"

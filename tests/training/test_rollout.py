@@ -1,0 +1,123 @@
+"""Sampled responses: whose they are, what they follow from, and what is noted of them."""
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from tiny_students import PROMPTS, student
+
+from schemas.objective import AnyObjective
+from training.aligned import aligned
+from training.examples import Pair
+from training.rollout import Draws, Rollouts, prompt_of, sample
+from training.rows import Collator, TokenRow, token_rows
+from training.students import Student
+from training.teacher import Teacher
+
+ARCHITECTURES = pytest.mark.parametrize("arch", ["llama", "t5"])
+
+
+def two(arch: str) -> tuple[Student, Teacher]:
+    made, other = student(arch), student(arch)
+    torch.manual_seed(9)
+    for parameter in other.model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return made, Teacher(other.model.eval(), len(made.tokenizer))
+
+
+def rollouts(arch: str, **parameters: Any) -> tuple[Rollouts, Student]:
+    made, teacher = two(arch)
+    spec = TypeAdapter(AnyObjective).validate_python({"max_new_tokens": 6, **parameters})
+    pad, eos = made.tokenizer.pad_token_id, made.tokenizer.eos_token_id
+    return Rollouts(spec, made.model, teacher, Collator(pad, made.seq2seq), pad, eos, seed=0), made
+
+
+def rows_of(made: Student) -> list[TokenRow]:
+    pairs = [Pair(q, a, str(i)) for i, (q, a) in enumerate(PROMPTS)]
+    return token_rows(pairs, made.tokenizer, 64, None, made.seq2seq)[0]
+
+
+def responses(batches: list[dict[str, Any]]) -> dict[str, list[int]]:
+    return {r.record: [x for x in r.labels if x != -100] for batch in batches for r in batch["rows"]}
+
+
+def test_draws_follow_the_distribution_and_the_mix() -> None:
+    _, teacher = two("llama")
+    scores = torch.log(torch.tensor([[0.5, 0.3, 0.2, 0.0]])).repeat(6000, 1)
+    draws = Draws(range(6000), 1.0, 4)
+    shares = torch.bincount(draws(torch.zeros(6000, 1, dtype=torch.long), scores).argmax(-1), minlength=4) / 6000
+    assert shares.tolist() == pytest.approx([0.5, 0.3, 0.2, 0.0], abs=0.02)
+    cold = Draws(range(500), 0.05, 4)
+    assert set(cold(torch.zeros(500, 1, dtype=torch.long), scores[:500]).argmax(-1).tolist()) == {0}
+    prompt = torch.tensor([[5, 6, 7]])
+    theirs = teacher.model(prompt).logits[0, -1].softmax(-1)
+    inputs = {"input_ids": prompt.repeat(6000, 1), "attention_mask": torch.ones(6000, 3, dtype=torch.long)}
+    mixed = Draws(range(6000), 1.0, len(theirs), teacher.model, 0.5, inputs)
+    uniform = torch.zeros(6000, len(theirs))
+    with torch.no_grad():
+        got = torch.bincount(mixed(inputs["input_ids"], uniform).argmax(-1), minlength=len(theirs)) / 6000
+    expected = 0.5 * theirs + 0.5 / len(theirs)
+    assert float((got - expected).abs().max()) < 0.02
+
+
+@ARCHITECTURES
+def test_a_response_depends_on_its_seed_alone(arch: str) -> None:
+    run, made = rollouts(arch, name="gkd", **{"lambda": 1.0})
+    rows = rows_of(made)
+    together = responses(run.sampled([{"rows": rows}], step=3))
+    apart = responses(run.sampled([{"rows": [row]} for row in reversed(rows)], step=3))
+    assert together == apart
+    assert together != responses(run.sampled([{"rows": rows}], step=4))
+    assert all(1 <= len(r) <= 6 for r in together.values())
+
+
+@ARCHITECTURES
+def test_the_teacher_s_part_of_a_mix_reads_what_the_teacher_reads(arch: str) -> None:
+    made, teacher = two(arch)
+    spec = TypeAdapter(AnyObjective).validate_python({"name": "minillm", "max_new_tokens": 8})
+    prompts = [prompt_of(row, made.seq2seq) for row in rows_of(made)]
+    pad, eos, size = made.tokenizer.pad_token_id, made.tokenizer.eos_token_id, len(made.tokenizer)
+    alone = sample(teacher.model, prompts, [1, 2, 3], spec, size, pad, eos)
+    mixed = sample(made.model, prompts, [1, 2, 3], spec, size, pad, eos, teacher.model, 1 - 1e-12)
+    assert mixed == alone
+    assert mixed != sample(made.model, prompts, [1, 2, 3], spec, size, pad, eos)
+
+
+def test_gkd_draws_whose_responses_they_are_once_a_step() -> None:
+    run, made = rollouts("llama", name="gkd", **{"lambda": 0.5})
+    rows = rows_of(made)
+    fixed = responses([{"rows": rows}])
+    students = [responses(run.sampled([{"rows": rows}], step)) != fixed for step in range(200)]
+    assert 70 < sum(students) < 130
+    other, _ = rollouts("llama", name="gkd", **{"lambda": 0.5})
+    assert [responses(other.sampled([{"rows": rows}], step)) != fixed for step in range(50)] == students[:50]
+    none, _ = rollouts("llama", name="gkd", **{"lambda": 0.0})
+    assert responses(none.sampled([{"rows": rows}], 1)) == fixed
+    theirs, _ = rollouts("llama", name="gkd", seq_kd=True, **{"lambda": 0.0})
+    assert responses(theirs.sampled([{"rows": rows}], 1)) == responses(theirs.sampled([{"rows": rows}], 2)) != fixed
+
+
+@ARCHITECTURES
+def test_minillm_notes_the_mix_that_tokens_were_drawn_from_and_uses_them_again(arch: str) -> None:
+    run, made = rollouts(arch, name="minillm", reuse=2, teacher_mix=0.3)
+    rows = rows_of(made)
+    (batch,) = run.sampled([{"rows": rows}], step=0)
+    with torch.no_grad():
+        ours, theirs = aligned(made.model, batch), run.teacher(batch)
+        q, p = ours.logits.softmax(-1), theirs.logits.softmax(-1)
+    expected = (0.7 * q + 0.3 * p).gather(-1, ours.targets[:, None])[:, 0].log()
+    assert torch.allclose(batch["mix"], expected, atol=1e-5)
+    assert len(batch["returns"]) == len(ours.targets)
+    (again,) = run.sampled([{"rows": rows}], step=1)
+    assert torch.equal(again["mix"], batch["mix"]) and responses([again]) == responses([batch])
+    (fresh,) = run.sampled([{"rows": rows}], step=2)
+    assert responses([fresh]) != responses([batch])
+
+
+def test_released_returns_are_whitened_over_the_whole_step() -> None:
+    run, made = rollouts("llama", name="minillm", variant="released")
+    one, two_ = run.sampled([{"rows": rows_of(made)[:1]}, {"rows": rows_of(made)[1:]}], step=0)
+    every = torch.cat([one["returns"], two_["returns"]])
+    assert float(every.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(every.pow(2).mean()) == pytest.approx(1.0, abs=1e-4)

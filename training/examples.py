@@ -1,0 +1,156 @@
+"""From rows of a training set to what a student reads and writes, as each objective wants it."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.errors import SpecError
+from schemas.objective import AnyObjective, Icl, LanguageModelling, StepByStep
+from schemas.record import conversation
+from schemas.student import TrainingData
+from training.data import check_columns, is_mapped, mapped_rows, raw_rows
+
+MAIN, SECOND, TEXT = 0, 1, 2  # tasks of rows: label, rationale (or soft label), plain text
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt and the response to learn."""
+
+    prompt: str
+    response: str
+    record: str = ""  # its id
+    task: int = MAIN  # which of an objective's losses it belongs to
+    weight: float = 1.0
+
+
+Example = tuple[Pair, ...]  # all that is learned from one record; the first is what is asked at inference
+
+
+def needed(objective: AnyObjective) -> tuple[str, ...]:
+    """The columns that an objective learns from."""
+    if isinstance(objective, StepByStep):
+        return ("input", "rationale", "label")
+    return ("input", "output") if isinstance(objective, Icl) else ("prompt", "response")
+
+
+def check_data(data: TrainingData | None, objective: AnyObjective) -> None:
+    """`SpecError` for what is wrong with any row: a missing file, an absent field, one that is not text, fewer than
+    two rows. 6 s for a million rows, against a teacher that was paid for nothing."""
+    if data is None:
+        raise SpecError("data is required", "data: {path: pairs.jsonl} or data: {run: RUN}")
+    _require_two(sum(1 for _ in _examples(data, objective)))
+    if (lm := language_modelling(objective)) is not None:
+        load_text(lm)
+
+
+def load_examples(data: TrainingData, objective: AnyObjective) -> list[Example]:
+    """All examples of a dataset. `SpecError` for a missing file, an absent field, or no rows."""
+    found = list(_examples(data, objective))
+    _require_two(len(found))
+    return found
+
+
+def _require_two(rows: int) -> None:
+    if rows < 2:
+        raise SpecError(f"data: {rows} usable rows", "a student needs at least one to learn and one held out")
+
+
+def _examples(data: TrainingData, objective: AnyObjective) -> Iterator[Example]:
+    if isinstance(objective, StepByStep):
+        return _steps(data, objective)
+    return _episodes(data, objective) if isinstance(objective, Icl) else _pairs(data)
+
+
+def _pairs(data: TrainingData) -> Iterator[Example]:
+    if is_mapped(data):
+        for number, (_, row) in enumerate(mapped_rows(data, ("prompt", "response"), ("id",))):
+            yield (Pair(row["prompt"], row["response"], str(row.get("id", number))),)
+        return
+    separator = "" if data.template else "\n\n"
+    for where, row in raw_rows(data):
+        try:
+            asked, answered = (turn["content"] for turn in conversation(row))
+        except KeyError as error:
+            raise SpecError(f"data.run: {where}: no column {error}", "name a run, or map data.fields") from None
+        yield (Pair(asked + separator, answered, str(row["id"])),)
+
+
+def _steps(data: TrainingData, objective: StepByStep) -> Iterator[Example]:
+    """Two tasks for each record: its label, and why."""
+    rows = mapped_rows(data, ("input", "rationale", "label"), ("id",)) if is_mapped(data) else _of_run(data)
+    for number, (_, row) in enumerate(rows):
+        record = str(row.get("id", number))
+        yield (
+            Pair(objective.predict + row["input"], row["label"], record, MAIN),
+            Pair(objective.explain + row["input"], row["rationale"], record, SECOND),
+        )
+
+
+def _of_run(data: TrainingData) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A cot run's rows, choices in words; a label may be blank where its spec keeps such rows."""
+    for where, row in raw_rows(data):
+        check_columns(list(row), data, ("input", "rationale", "label"), f"{where}: ")
+        asked = conversation(row)[0]["content"] if "choices" in row else row["input"]
+        yield where, {**row, "input": asked}
+
+
+def _episodes(data: TrainingData, objective: Icl) -> Iterator[Example]:
+    """The gold output, and with `soft` each option at the teacher's probability of it."""
+    for number, (where, row) in enumerate(
+        mapped_rows(data, ("input", "output"), ("id", "demonstrations", "options", "option_probs"))
+    ):
+        record, prompt = str(row.get("id", number)), episode_prompt(row, objective.delimiter, where)
+        options, chances = row.get("options") or [], row.get("option_probs") or []
+        found = [Pair(prompt, row["output"], record, MAIN)]
+        if objective.soft:
+            if len(options) != len(chances) or not options:
+                raise SpecError(
+                    f"data: {where}: {len(options)} options and {len(chances)} option_probs",
+                    "soft labels need both, one to one; or set objective.soft: false",
+                )
+            found += [Pair(prompt, o, record, SECOND, float(c)) for o, c in zip(options, chances, strict=True)]
+        yield tuple(found)
+
+
+def episode_prompt(row: dict[str, Any], delimiter: str, where: str = "") -> str:
+    """input, a new line and output of each demonstration, then the input whose output is asked."""
+    shown = row.get("demonstrations") or []
+    try:
+        turns = [f"{one['input']}\n{one['output']}" for one in shown]
+    except (TypeError, KeyError):
+        raise SpecError(f"data: {where}: demonstrations must be a list of input and output", "mend the row") from None
+    return delimiter.join([*turns, f"{row['input']}\n"])
+
+
+def language_modelling(objective: AnyObjective) -> LanguageModelling | None:
+    """The plain text that an objective learns beside its task."""
+    found: LanguageModelling | None = getattr(objective, "lm", None)
+    return found
+
+
+def load_text(lm: LanguageModelling, seq2seq: bool = False) -> list[Pair]:
+    """The texts of an objective's language-modelling term. `SpecError` as for any training set.
+
+    An encoder-decoder reads the first half of a text and learns to write the second (prefix language modelling).
+    """
+    data = TrainingData(path=lm.path)
+    found = []
+    for where, row in raw_rows(data, [lm.field]):
+        value = row.get(lm.field)
+        if not isinstance(value, str) or not value.strip():
+            raise SpecError(f"objective.lm: {where}: no text in field {lm.field!r}", "name its column in lm.field")
+        middle = value.find(" ", len(value) // 2) if seq2seq else 0
+        found.append(Pair(value[: max(0, middle)], value[max(0, middle) :], f"text {len(found)}", TEXT))
+    if not found:
+        raise SpecError(f"objective.lm: {lm.path} is empty", "name a file with text")
+    return found
+
+
+def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """(training, held out): at least one of each, drawn by seed."""
+    order = list(range(len(examples)))
+    random.Random(seed).shuffle(order)
+    held = min(len(examples) - 1, max(1, round(fraction * len(examples))))
+    return [examples[i] for i in sorted(order[held:])], [examples[i] for i in sorted(order[:held])]

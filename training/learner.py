@@ -1,0 +1,98 @@
+"""A student together with what it is trained by: one module whose output is the loss of a micro-batch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from schemas.errors import SpecError
+from schemas.objective import AnyObjective, Hidden
+from training.aligned import aligned
+from training.divergences import TopK
+from training.examples import MAIN, SECOND, TEXT
+from training.objectives import OBJECTIVES, Sampled, View
+from training.rows import IGNORED
+from training.teacher import Teacher, cut
+
+COUNTS = ("tokens", "main", "second", "text", "rows")
+
+
+class Projections(nn.Module):
+    """For each (student layer, teacher layer) a map from one's width to the other's; the identity where they agree."""
+
+    def __init__(self, layers: list[tuple[int, int]], student: int, teacher: int) -> None:
+        super().__init__()
+        self._layers = layers
+        same = student == teacher
+        self.maps = nn.ModuleList(nn.Identity() if same else nn.Linear(student, teacher, bias=False) for _ in layers)
+
+    def pairs(self) -> Iterator[tuple[tuple[int, int], nn.Module]]:
+        return zip(self._layers, self.maps, strict=True)
+
+
+def mapped_layers(spec: Hidden, student: int, teacher: int) -> list[tuple[int, int]]:
+    """Pairs of layers of models with so many: those of the spec, or each student layer at its relative depth.
+    `SpecError` for a layer that one of them lacks."""
+    pairs = [(ours, theirs) for ours, theirs in spec.layers or []]
+    pairs = pairs or [(i, round(i * teacher / student)) for i in range(1, student + 1)]
+    for ours, theirs in pairs:
+        if not (0 <= ours <= student and 0 <= theirs <= teacher):
+            raise SpecError(
+                f"objective.layers: [{ours}, {theirs}], the student has {student} layers and the teacher {teacher}",
+                "0 is the embeddings, 1 the first layer",
+            )
+    return pairs
+
+
+def depth(model: Any) -> int:
+    """Layers of the decoder."""
+    config = model.config
+    return int(getattr(config, "num_decoder_layers", None) or config.num_hidden_layers)
+
+
+class Learner(nn.Module):
+    """forward(batch, counts, progress) -> weighted sums of the objective's terms over their counts, (terms,)."""
+
+    def __init__(self, model: Any, spec: AnyObjective, teacher: Teacher | None = None) -> None:
+        super().__init__()
+        self.model, self.spec = model, spec
+        self._teacher = (teacher,)  # not a submodule: neither trained, nor saved, nor shared out
+        self.projections: Projections | None = None
+        self.names: list[str] = []
+        if isinstance(spec, Hidden):
+            assert teacher is not None
+            layers = mapped_layers(spec, depth(model), depth(teacher.model))
+            self.projections = Projections(layers, model.config.hidden_size, teacher.model.config.hidden_size)
+
+    def forward(self, counts: Tensor, progress: float = 0.0, **batch: Tensor) -> Tensor:
+        view = self.view(batch, progress)
+        terms = OBJECTIVES[self.spec.name](self.spec, view)
+        self.names = [term.name for term in terms]
+        sums = [term.weight * term.values.sum() / counts[COUNTS.index(term.per)].clamp(min=1) for term in terms]
+        return torch.stack(sums)
+
+    def view(self, batch: dict[str, Tensor], progress: float = 0.0) -> View:
+        """What the objective sees of a batch."""
+        (teacher,), states = self._teacher, self.projections is not None
+        student = aligned(self.model, batch, states)
+        cached = TopK(batch["top_ids"], batch["top_log_probs"]) if "top_ids" in batch else None
+        told = None
+        if teacher is not None:
+            student = cut(student, teacher.vocabulary)
+            told = None if cached is not None else teacher(batch, states)
+        sampled = Sampled(batch["mix"], batch["returns"]) if "mix" in batch else None
+        return View(
+            student, batch["tasks"][student.owners], batch["weights"][student.owners], told, cached, sampled,
+            self.projections, progress,
+        )  # fmt: skip
+
+
+def counts_of(batch: dict[str, Tensor], seq2seq: bool) -> Tensor:
+    """A micro-batch's share of `COUNTS`, (5,)."""
+    labels, owners = batch["labels"], batch["owners"]
+    if not seq2seq:
+        labels, owners = labels[:, 1:], owners[:, 1:]
+    tasks = batch["tasks"][owners[labels != IGNORED]]
+    each = [int((tasks == task).sum()) for task in (MAIN, SECOND, TEXT)]
+    return torch.tensor([float(len(tasks)), *map(float, each), float(len(batch["tasks"]))])

@@ -1,0 +1,165 @@
+"""From pairs of text to rows of tokens, to packed rows, to batches of tensors. Losses are on responses alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training.examples import Pair
+
+IGNORED = -100  # label of a token without a loss
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One prompt and its response in tokens.
+
+    Decoder-only: input_ids (n,) holds both and labels (n,) the response, with `IGNORED` before it. Encoder-decoder:
+    input_ids (n,) is the prompt and labels (m,) the response.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    record: str = ""  # id of the record that it came from
+    task: int = 0  # which of an objective's losses it belongs to
+    weight: float = 1.0
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(label != IGNORED for label in self.labels)
+
+
+Bin = Sequence[TokenRow]  # rows that share one row of a batch
+
+
+def prompt_text(pair: Pair, tokenizer: Any, template: str | None) -> str:
+    """The prompt as the model reads it: as written, or in the tokenizer's chat template."""
+    if template is None:
+        return pair.prompt
+    turns = [{"role": "user", "content": pair.prompt}]
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def token_rows(
+    pairs: Sequence[Pair],
+    tokenizer: Any,
+    max_length: int,
+    template: str | None,
+    seq2seq: bool,
+    cut_prompts: bool = False,
+) -> tuple[list[TokenRow], int]:
+    """(rows, pairs left out because the prompt alone fills `max_length`). A long response is cut at its end; a long
+    prompt at its beginning where `cut_prompts`, as befits one whose demonstrations come first."""
+    rows, left_out = [], 0
+    special = template is None
+    for pair in pairs:
+        prompt = tokenizer(prompt_text(pair, tokenizer, template), add_special_tokens=special and seq2seq)["input_ids"]
+        response = tokenizer(pair.response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        about = (pair.record, pair.task, pair.weight)
+        if cut_prompts:
+            prompt = prompt[-max(1, max_length - (0 if seq2seq else len(response))) :]
+        if seq2seq:
+            rows.append(TokenRow(prompt[:max_length], response[:max_length], *about))
+        elif len(prompt) >= max_length:
+            left_out += 1
+        else:
+            ids = (prompt + response)[:max_length]
+            rows.append(TokenRow(ids, ([IGNORED] * len(prompt) + response)[:max_length], *about))
+    return rows, left_out
+
+
+def pack(rows: Sequence[TokenRow], max_length: int, seq2seq: bool) -> list[list[TokenRow]]:
+    """Bins of rows, first fit by falling length: at most `max_length` tokens, and so many of labels, in each.
+
+    The collator keeps the rows of a bin apart: by positions that start again, or by masks in an encoder-decoder.
+    """
+    bins: list[list[TokenRow]] = []
+    room: list[tuple[int, int]] = []
+    open_from = 0  # bins before this one are full
+    for row in sorted(rows, key=lambda r: -max(len(r.input_ids), len(r.labels))):
+        size, more = len(row.input_ids), len(row.labels) if seq2seq else 0
+        fits = (i for i in range(open_from, len(bins)) if room[i][0] >= size and room[i][1] >= more)
+        at = next(fits, None)
+        if at is None:
+            at = len(bins)
+            bins.append([])
+            room.append((max_length, max_length))
+        bins[at].append(row)
+        room[at] = (room[at][0] - size, room[at][1] - more)
+        while open_from < len(bins) and min(room[open_from]) < 1:
+            open_from += 1
+    return bins
+
+
+class Collator:
+    """Bins of rows to a batch of tensors of B x width, padded on the right.
+
+    input_ids, labels and owners (the number of the row that each label belongs to), B x width each; tasks and weights
+    (rows,), and the rows themselves. attention_mask where each bin holds one row; else position_ids (decoder-only) or
+    three masks of B x 1 x width x width (encoder-decoder), which keep the rows of a bin apart.
+    """
+
+    def __init__(self, pad_id: int, seq2seq: bool) -> None:
+        self._pad, self._seq2seq = pad_id, seq2seq
+
+    def __call__(self, bins: Sequence[Bin]) -> dict[str, Any]:
+        import torch
+
+        labels = [[x for row in bin for x in _labels(row, self._seq2seq, len(bin) > 1)] for bin in bins]
+        owners = [[n for row, n in numbered for _ in row.labels] for numbered in _numbered(bins)]
+        rows = [row for bin in bins for row in bin]
+        batch = {
+            "input_ids": _padded([[x for row in bin for x in row.input_ids] for bin in bins], self._pad),
+            "labels": _padded(labels, IGNORED),
+            "owners": _padded(owners, 0),
+            "tasks": torch.tensor([row.task for row in rows]),
+            "weights": torch.tensor([row.weight for row in rows]),
+            "rows": rows,
+        }
+        if all(len(bin) == 1 for bin in bins):
+            batch["attention_mask"] = _padded([[1] * len(bin[0].input_ids) for bin in bins], 0)
+        elif self._seq2seq:
+            batch |= _apart(bins)
+        else:
+            # Padding is one more packed row: positions from 0, no labels. A mask would hide the packing.
+            width = batch["input_ids"].shape[1]
+            positions = [[i for row in bin for i in range(len(row.input_ids))] for bin in bins]
+            batch["position_ids"] = torch.tensor([p + list(range(width - len(p))) for p in positions])
+        return batch
+
+
+def _labels(row: TokenRow, seq2seq: bool, packed: bool) -> list[int]:
+    """In a packed decoder-only bin the first token of a row has no label, so that none predicts the next row."""
+    return [IGNORED, *row.labels[1:]] if packed and not seq2seq else row.labels
+
+
+def _numbered(bins: Sequence[Bin]) -> Iterator[list[tuple[TokenRow, int]]]:
+    start = 0
+    for bin in bins:
+        yield [(row, start + i) for i, row in enumerate(bin)]
+        start += len(bin)
+
+
+def _padded(lists: Sequence[Sequence[int]], value: int) -> Any:
+    import torch
+
+    width = max(map(len, lists))
+    return torch.tensor([[*x, *[value] * (width - len(x))] for x in lists])
+
+
+def _apart(bins: Sequence[Bin]) -> dict[str, Any]:
+    """Block-diagonal boolean masks for packed encoder-decoder bins, and where each row's labels start."""
+    import torch
+
+    source = _padded([[i + 1 for i, row in enumerate(bin) for _ in row.input_ids] for bin in bins], 0)
+    target = _padded([[i + 1 for i, row in enumerate(bin) for _ in row.labels] for bin in bins], 0)
+    starts = _padded([[int(i == 0) for row in bin for i in range(len(row.labels))] for bin in bins], 0)
+    within = target[:, None, :, None] == target[:, None, None, :]
+    past = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool).tril()
+    return {
+        "encoder_mask": source[:, None, :, None] == source[:, None, None, :],
+        "decoder_mask": within & past,
+        # Padding may look everywhere: a position that sees nothing would be NaN, and its gradient with it.
+        "cross_mask": (target[:, None, :, None] == source[:, None, None, :]) | (target == 0)[:, None, :, None],
+        "starts": starts.bool(),
+    }

@@ -1,0 +1,68 @@
+"""A local teacher whose logits a student learns from, and what makes two models comparable token by token."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from schemas.errors import SpecError
+from training.aligned import Aligned, aligned
+from training.students import Student, pretrained
+
+# Texts whose tokens tell tokenizers apart that look alike: spaces, digits, accents, code, an emoji, other scripts.
+PROBES = (
+    "The answer is (b): 3.14 + 2,718 = 5.858.", "  two  spaces\tand a tab\n\nnew paragraph", "naïve café über Straße",
+    "def f(x):\n    return x**2  # square", "日本語 русский עברית 🙂", "isn't it? \"quoted\" 'text' — dash",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A frozen model; `vocabulary` is how many of its logits are compared, the rest being padding."""
+
+    model: Any
+    vocabulary: int
+
+    def __call__(self, batch: dict[str, Tensor], hidden: bool = False) -> Aligned:
+        """What it says of a batch of the student's rows."""
+        with torch.no_grad():
+            return cut(aligned(self.model, batch, hidden), self.vocabulary)
+
+
+def cut(seen: Aligned, vocabulary: int) -> Aligned:
+    """Without the logits of padded entries, which no tokenizer writes."""
+    return Aligned(seen.logits[:, :vocabulary], seen.targets, seen.owners, seen.hidden)
+
+
+def load_teacher(name: str, student: Student) -> Teacher:
+    """The teacher `name` of a student. `SpecError` where their tokens cannot be compared."""
+    found = pretrained(name, "teacher")
+    if found.seq2seq != student.seq2seq:
+        kinds = ("decoder-only", "an encoder-decoder")
+        raise SpecError(
+            f"teacher {name}: it is {kinds[found.seq2seq]}, the student is {kinds[student.seq2seq]}",
+            "choose a teacher of the student's kind",
+        )
+    size = shared_vocabulary(found.tokenizer, student.tokenizer, name)
+    widths = (found.model.config.vocab_size, student.model.config.vocab_size)
+    return Teacher(found.model.eval().requires_grad_(False), min(size, *widths))
+
+
+def shared_vocabulary(teacher: Any, student: Any, name: str = "") -> int:
+    """How many tokens both have. `SpecError` unless they are the same ones: equal widths prove nothing, unequal ones
+    may be padding alone (Qwen2.5 pads its models of 1.5B and 7B differently)."""
+    theirs, ours = teacher.get_vocab(), student.get_vocab()
+    if theirs != ours:
+        odd = next((t for t, i in ours.items() if theirs.get(t) != i), None) or next(t for t in theirs if t not in ours)
+        raise SpecError(
+            f"teacher {name}: another vocabulary ({len(theirs):,} tokens for {len(ours):,}; {odd!r} differs)",
+            "a white-box objective needs one tokenizer for both: cut the student from the teacher, or use sft",
+        )
+    for text in PROBES:
+        if teacher(text, add_special_tokens=False)["input_ids"] != student(text, add_special_tokens=False)["input_ids"]:
+            raise SpecError(
+                f"teacher {name}: it splits {text[:20]!r} into other tokens than the student",
+                "a white-box objective needs one tokenizer for both",
+            )
+    return max(ours.values()) + 1

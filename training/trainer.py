@@ -1,0 +1,137 @@
+"""A `transformers.Trainer` whose loss is one number however a step's rows are split over micro-batches and workers."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_model, save_model
+from torch import Tensor
+
+from schemas.errors import LimbeckError
+from schemas.objective import Gkd, MiniLLM, samples
+from schemas.student import TrainingSpec
+from training.learner import Learner, counts_of
+from training.rollout import Rollouts
+from training.rows import Bin, Collator, TokenRow, pack
+from training.students import Student
+from training.teacher import Teacher
+
+WARMUP = 0.05  # share of the steps over which the learning rate rises
+WEIGHTS = "learner.safetensors"
+
+
+class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
+    """Counts a step's tokens over all its micro-batches and workers before the first of them runs.
+
+    The stock loss of an encoder-decoder ignores such a count and comes out multiplied by accumulation x workers.
+    Where the objective learns from sampled responses, they are sampled here, before they are counted.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, learner: Learner, rollouts: Rollouts | None, **kwargs: Any) -> None:
+        super().__init__(model=learner, **kwargs)
+        self._learner, self._rollouts = learner, rollouts
+        self._seq2seq = bool(learner.model.config.is_encoder_decoder)
+        self._since_check: list[tuple[list[str], Tensor]] = []
+        if rollouts is not None:
+            rollouts.reduce = lambda tensor: self.accelerator.reduce(tensor, "sum")
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """(micro-batches of a step, their counts over all workers, (5,))."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        if self._rollouts is not None:
+            batches = self._rollouts.sampled(batches, self.state.global_step)
+        counts = torch.stack([counts_of(batch, self._seq2seq) for batch in batches]).sum(0).to(device)
+        return batches, self.accelerator.reduce(counts, "sum")
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        records = [row.record for row in inputs.pop("rows")]
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        terms = model(counts=num_items_in_batch, progress=progress, **inputs)
+        loss: Tensor = terms.sum()
+        self._since_check.append((records, terms.detach()))
+        # DDP averages gradients over workers, while the counts cover all of them.
+        return loss * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As the stock one, with the objective's terms beside the loss; a loss that is no number ends the training."""
+        if "loss" in logs:
+            self._require_finite()
+            steps = max(1, self.args.logging_steps)
+            for name, value in zip(self._learner.names, self._terms(), strict=True):
+                logs[f"loss_{name}"] = value / steps
+        super().log(logs, *args, **kwargs)
+
+    def _terms(self) -> list[float]:
+        sums = torch.stack([terms for _, terms in self._since_check]).sum(0)
+        self._since_check.clear()
+        found: list[float] = self.accelerator.reduce(sums, "sum").tolist()
+        return found
+
+    def _require_finite(self) -> None:
+        """`LimbeckError` with the records of the first micro-batch whose loss is no number. Looked at when a loss is
+        logged, for each look waits for the device."""
+        for records, terms in self._since_check:
+            if not bool(terms.isfinite().all()):
+                shown = ", ".join(records[:8]) + (" ..." if len(records) > 8 else "")
+                raise LimbeckError(
+                    f"the loss is {float(terms.sum())} at step {self.state.global_step}, at records {shown}",
+                    "lower learning_rate, or look at these records; the last good checkpoint is kept",
+                )
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Tied weights, which the stock one refuses for a module that is no model of transformers, are saved once."""
+        place = Path(output_dir or self.args.output_dir)
+        place.mkdir(parents=True, exist_ok=True)
+        save_model(self._learner, str(place / WEIGHTS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_model(self._learner, str(Path(resume_from_checkpoint, WEIGHTS)))
+
+
+def trainer_of(
+    spec: TrainingSpec, student: Student, teacher: Teacher | None, rows: Sequence[TokenRow], out: Path,
+    callbacks: Sequence[transformers.TrainerCallback],
+) -> TokenTrainer:  # fmt: skip
+    """What trains `student` on `rows` as `spec` says, on however many workers the process is one of."""
+    packed = spec.packing and not samples(spec.objective)
+    bins: list[Bin] = list(pack(rows, spec.max_length, student.seq2seq)) if packed else [[row] for row in rows]
+    collate = Collator(student.tokenizer.pad_token_id, student.seq2seq)
+    learner = Learner(student.model, spec.objective, teacher)
+    trainer = TokenTrainer(
+        learner, _rollouts(spec, student, teacher, collate), args=_arguments(spec, len(bins), out),
+        train_dataset=bins, data_collator=collate, callbacks=list(callbacks),
+    )  # fmt: skip
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def _rollouts(spec: TrainingSpec, student: Student, teacher: Teacher | None, collate: Collator) -> Rollouts | None:
+    if not isinstance(spec.objective, Gkd | MiniLLM) or not samples(spec.objective):
+        return None
+    assert teacher is not None
+    ends = student.tokenizer.pad_token_id, student.tokenizer.eos_token_id
+    return Rollouts(spec.objective, student.model, teacher, collate, *ends, spec.seed)
+
+
+def _arguments(spec: TrainingSpec, bins: int, out: Path) -> transformers.TrainingArguments:
+    cuda = torch.cuda.is_available()
+    batches = math.ceil(bins / (spec.batch_size * spec.workers))
+    steps = max(1, math.ceil(math.ceil(batches / spec.accumulation) * spec.epochs))
+    return transformers.TrainingArguments(
+        output_dir=str(out), per_device_train_batch_size=spec.batch_size,
+        gradient_accumulation_steps=spec.accumulation, num_train_epochs=spec.epochs,
+        learning_rate=spec.learning_rate, seed=spec.seed, warmup_steps=int(WARMUP * steps),
+        logging_steps=max(1, steps // 200), logging_nan_inf_filter=False, save_strategy="no", report_to="none",
+        disable_tqdm=True, remove_unused_columns=False, use_cpu=not cuda, bf16=cuda, dataloader_pin_memory=cuda,
+        ddp_find_unused_parameters=False,
+    )  # fmt: skip
