@@ -11,7 +11,9 @@ import pytest
 from conftest import ROOT, Limbeck
 from teacher_server import teacher_server
 
-from limbeck.spec_file import load_job
+from limbeck.spec_file import load_job, load_training
+from schemas.objective import OBJECTIVE_NAMES
+from training.examples import check_data
 
 
 def seeds() -> list[dict[str, str]]:
@@ -31,6 +33,13 @@ def readme_spec(folder: Path) -> Path:
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.yaml")))
 def test_every_example_is_a_valid_job_with_its_data_beside_it(name: str) -> None:
     assert Path(load_job(ROOT / "examples" / name, []).source.path).is_file()
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVE_NAMES))
+def test_every_objective_has_an_example_with_its_data_beside_it(name: str) -> None:
+    spec = load_training(ROOT / "examples" / "students" / f"{name}.yaml", [])
+    assert spec.objective.name == name
+    check_data(spec.data, spec.objective)
 
 
 def test_the_quickstart_has_seeds_enough() -> None:
