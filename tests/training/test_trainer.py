@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
 from tiny_students import student
 
@@ -18,7 +17,6 @@ from training.teacher import Teacher
 from training.trainer import trainer_of
 
 pytestmark = pytest.mark.slow
-torch.set_num_threads(1)  # models this small are slower with two
 
 EIGHT = (
     ("red", "apple"), ("green", "leaf"), ("blue", "sky"), ("white", "snow"), ("black", "coal"), ("yellow", "sun"),

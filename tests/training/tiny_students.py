@@ -5,6 +5,8 @@ import torch
 from schemas.student import Scratch
 from training.students import Student, from_scratch, train_tokenizer
 
+torch.set_num_threads(1)  # models this small are slower with two
+
 TEXTS = ["What is one and one? It is two.", "Say hello to the people. Hello people!", "Name a colour. Red."]
 PROMPTS = [("What is one and one?", " It is two."), ("Say hello.", " Hello people!"), ("Name.", " Red.")]
 
