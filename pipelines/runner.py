@@ -285,6 +285,11 @@ class Run:
 
     def _tick(self, now: Progress) -> None:
         self._count(now)
+        if now.hidden:
+            self.warn(
+                "a teacher counts more input tokens than were sent, as for a system prompt that a gateway adds: they "
+                "are paid for, and no plan can foresee them"
+            )
         seconds = self._sending_s + time.monotonic() - self._sending_from
         self.manifest.calls.per_second = round((self._done.answered + now.answered) / max(seconds, 1e-3), 2)
         self.watch(self.manifest)

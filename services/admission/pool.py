@@ -7,7 +7,7 @@ and a worker that dies takes at most one such amount with it.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
@@ -26,11 +26,14 @@ ENOUGH = 20  # calls that an episode needs to be judged by, unless it lasts ten 
 MANY = 0.02  # refused of sent: beyond jitter
 UNKNOWN = 0.3  # refused of sent: a limit that nobody named
 OVERLOAD = 0.2  # overloaded of sent: not the odd error
+SOME = 3  # refused of an episode: more than chance
 FLOOD = 0.1  # refused of sent: something is wrong with what is believed of the limits
 SLOWER, RAMP_SLOWER = 0.95, 0.75
 RECOVERY = 0.005  # of the limit a second, and as much again for every `QUIET_S` without many refusals
 QUIET_S = 10.0
-GUESS, PROBE = 0.95, 1.03  # of the answers that came while others were refused; what is tried next, each second
+GUESS = 0.95  # of the rate that was answered while other calls were refused
+PROBE = 0.03  # more of it is tried next, each second
+CAREFUL, NEAR = 0.1, 0.03  # of that step, so near the rate that refusals began at last
 TELLING = 10  # answers of an episode that tell a rate
 LEAST_PROBE = 6.0  # requests a minute
 RICH_S = 3.0  # of waiting for tokens that the server says are there
@@ -111,7 +114,8 @@ class Pool:
     _refused: int = 0
     _overloaded: int = 0
     _asked_until: Seconds = float("-inf")  # what Retry-After said last, whichever worker heard it
-    _guess: float | None = None
+    _guess: float | None = None  # requests a minute, where nobody says
+    _refused_at: float = math.inf  # the rate that refusals began at last
     _ramp_until: Seconds = float("-inf")
     _pause_until: Seconds = float("-inf")
     _recovered_at: Seconds = 0.0
@@ -127,7 +131,9 @@ class Pool:
         """Take a report in and hand out what there is."""
         self._note(report, now)
         self._apply_limits(now)
-        asking = self._asking(now)
+        # Who has no place among the calls in flight cannot use a request: turns at both would wait for each other.
+        able = {worker for worker, client in self._clients.items() if client.window > 0}
+        asking = self._asking(now, among=able or set(self._clients))
         for bucket in self._buckets.values():
             bucket.refill(asking, now)
         for name, amount in report.returned.items():
@@ -137,7 +143,7 @@ class Pool:
         self._learn(report, now)
         window = self._share_of_window(report, now)
         pause = max(0.0, self._pause_until - now)
-        amounts = {} if pause else self._amounts(report, now)
+        amounts = self._amounts(report, now) if window and not pause else {}
         capacity = {name: bucket.capacity for name, bucket in self._buckets.items()}
         return Grant(amounts, capacity, window, self.charging, pause, self._closed.get(report.run, ""))
 
@@ -166,12 +172,14 @@ class Pool:
     def _alive(self, now: Seconds) -> list[Client]:
         return [c for c in self._clients.values() if now - c.seen_at <= LEASE_S]
 
-    def _asking(self, now: Seconds, in_flight: bool = False) -> dict[str, float]:
+    def _asking(self, now: Seconds, in_flight: bool = False, among: Container[str] | None = None) -> dict[str, float]:
         """Weights of the workers that want something, or have calls in flight: even over runs, then over a run's."""
         asking = {
             worker: client.run
             for worker, client in self._clients.items()
-            if (client.wanting or (in_flight and client.asking)) and now - client.seen_at <= LEASE_S
+            if (client.wanting or (in_flight and client.asking))
+            and now - client.seen_at <= LEASE_S
+            and (among is None or worker in among)
         }
         crews = Counter(asking.values())
         return {worker: 1 / (len(crews) * crews[run]) for worker, run in asking.items()}
@@ -251,8 +259,7 @@ class Pool:
         if report.ramp:
             self._slow_for_ramp(now)
         if report.refused > MANY * report.ended and not self._buckets:
-            self._window.refused(now)
-            self._pause_until = max(self._pause_until, self._asked_until)
+            self._cut(now)
         past = now - self._episode_at
         if past >= EPISODE_S and (self._ended >= ENOUGH or past >= 10 * EPISODE_S):
             self._judge_episode(past, now)
@@ -263,24 +270,34 @@ class Pool:
 
     def _judge_episode(self, past: Seconds, now: Seconds) -> None:
         if self._overloaded > OVERLOAD * self._ended:
-            self._window.refused(now)  # beyond the odd error: too many calls at once
-            self._pause_until = max(self._pause_until, self._asked_until)
+            self._cut(now)  # beyond the odd error: too many calls at once
         share = self._refused / max(1, self._ended)
+        if self._ended < ENOUGH and self._refused < SOME:
+            share = 0.0  # of so few calls one or two refusals are chance
         if share > MANY and self._is_unclear(share, past, now):
-            self._window.refused(now)
-            self._pause_until = max(self._pause_until, self._asked_until)
+            self._cut(now)
             return
         if share > MANY:
             self._slow_down(share, past, now)
         elif self._guess is not None and not self._refused:
-            self._guess = max(self._guess * PROBE, self._guess + LEAST_PROBE)
+            self._probe(self._guess)
         if self._refused and self._buckets:
             for bucket in self._buckets.values():
                 bucket.tighten()
             if share > FLOOD and self._ended >= ENOUGH:
-                self._window.refused(now)
-                self._pause_until = max(self._pause_until, self._asked_until)
+                self._cut(now)
         self._episode_at, self._ended, self._answered, self._refused, self._overloaded = now, 0, 0, 0, 0
+
+    def _cut(self, now: Seconds) -> None:
+        """Fewer calls in flight, and none before the time that the server named."""
+        self._window.refused(now)
+        self._pause_until = max(self._pause_until, self._asked_until)
+
+    def _probe(self, guess: float) -> None:
+        """Try a little more: slowly round the rate that refusals began at last, quickly elsewhere."""
+        is_near = abs(guess / self._refused_at - 1) < NEAR
+        step = max(guess * PROBE, LEAST_PROBE) * (CAREFUL if is_near else 1.0)
+        self._guess = guess + step
 
     def _is_unclear(self, share: float, past: Seconds, now: Seconds) -> bool:
         """Whether to wait for more answers: a limit that headers told is not the one that refuses, and too few were
@@ -300,7 +317,10 @@ class Pool:
             self._charge(Charging(self.charging + 1))
         elif tells and (not known or not named):
             answered = self._answered / past * 60
-            self._guess = max(1.0, GUESS * (answered if self._guess is None else min(answered, self._guess)))
+            self._guess = max(1.0, GUESS * min(answered, self._guess or answered))
+        elif self._guess is not None:
+            self._refused_at = max(self._guess * (1 - share), self._answered / past * 60)
+            self._guess = max(1.0, min(self._guess, GUESS * self._refused_at))
         elif known:
             self._slowed_at = now
             for bucket in self._buckets.values():

@@ -145,7 +145,7 @@ class Allowance:
         ahead, typical = self._ahead(waiting), self._rated(typical) if typical else None
         wanted, returned = {}, {}
         for name, level in self._levels.items():
-            target = self._target(name, ahead, typical)
+            target = self._target(name, ahead, typical) if self.window else 0.0  # without a place they are of no use
             surplus = max(0.0, level - target) or min(0.0, level)
             if surplus:
                 returned[name] = surplus

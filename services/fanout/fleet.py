@@ -54,7 +54,7 @@ class Fleet:
     _cashier: Any = field(init=False, default=None)
     _feed: Any = field(init=False, default=None)
     _born: int = field(init=False, default=0)
-    _failure: LimbeckError | None = field(init=False, default=None)
+    _failure: LimbeckError | OSError | None = field(init=False, default=None)
 
     def __enter__(self) -> "Fleet":
         import ray
@@ -148,7 +148,7 @@ class Fleet:
                 done, _ = ray.wait(list(running), timeout=POLL_S)
                 for ref in done:
                     self._note_end(ref, running, ends)
-                watch(ray.get(self._feed.progress.remote()))
+                self._show(watch)
                 if stopping() and not stopped:
                     stopped = True
                     ray.get(self._feed.stop.remote())
@@ -167,6 +167,19 @@ class Fleet:
         progress: Progress = ray.get(self._feed.progress.remote())
         watch(progress)
         return progress
+
+    def _show(self, watch: Callable[[Progress], None]) -> None:
+        """Tell `watch` where the plan stands. Where it fails, as on a full disk, the run ends; the workers first finish
+        what they have sent."""
+        import ray
+
+        if self._failure is not None:
+            return
+        try:
+            watch(ray.get(self._feed.progress.remote()))
+        except OSError as error:
+            self._failure = error
+            ray.get(self._feed.stop.remote())
 
     def _note_end(self, ref: Any, running: dict[Any, str], ends: list[End]) -> None:
         """A worker's run is over, or the worker is; where another is hired in its place, that one runs on."""

@@ -1,6 +1,7 @@
 """One worker's calls: admitted, sent, journalled, settled. Plain asyncio; the actor round it is in `worker`."""
 
 import asyncio
+import math
 import os
 from collections import deque
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from services.teachers.adapter import Adapter, dialect_of
 
 BREAKER = 8  # calls in a row that ran out of attempts: the lane is down, not the calls
 NEVER_RIGHT = 25  # bad requests of a lane that has answered nothing: the spec is wrong, not the calls
+ALONE_S = 10.0  # for so long at the most the first call goes alone
 MOST_HIDDEN = 1_000_000  # tokens: beyond any model's context a server counts nonsense
 SOONEST_S = 0.05  # between two renewals
 DISK_EVERY_S = 1.0
@@ -69,6 +71,8 @@ class Sender:
         self._typical: Demand | None = None
         self._failed_in_a_row = self._bad_in_a_row = 0
         self._answered_any = self._done = False
+        self._measured = False  # whether an answer has said what it cost
+        self._begun_at = math.inf
         self._hidden = 0  # input tokens beyond what a call can have by its text, the most seen
         self._resting = 0  # calls between two attempts
         self._disk_at = 0.0
@@ -164,6 +168,7 @@ class Sender:
             if self._noted:
                 meta = {"nano_usd": demand.money.nano_usd, "tokens": demand.money.tokens}
                 self._journal.append(Frame(Kind.SENT, key, attempt, meta))
+            self._begun_at = min(self._begun_at, sent_at)
             self.delta.sent += 1
             self.delta.retried += again
             reply = await self._adapter.send(call)
@@ -184,13 +189,21 @@ class Sender:
             raise Stopped
         loop = asyncio.get_running_loop()
         self._typical = demand
-        if not self._waiting and self._allowance.may_start(demand, loop.time()):
+        if not self._waiting and self._may_start(demand, loop.time()):
             return self._allowance.start(demand)
         ready: asyncio.Future[Demand] = loop.create_future()
         self._waiting.append((demand, ready))
         if not self._allowance.is_full:
             self._need.set()  # a lease is short; where only the window is, the next call to end makes room
         return await ready
+
+    def _may_start(self, demand: Demand, now: float) -> bool:
+        """Whether a call may leave now. Where money is capped the first goes alone until it is answered: its usage
+        tells whether the server counts more than the text, as for a system prompt that a gateway adds."""
+        alone = self._allowance.banked and not self._measured and self._allowance.in_flight > 0
+        if alone and now - self._begun_at < ALONE_S:
+            return False
+        return self._allowance.may_start(demand, now)
 
     def _start_waiting(self, now: float) -> None:
         """Let waiting calls go, first come first served, as far as the allowance reaches."""
@@ -202,7 +215,7 @@ class Sender:
         while self._waiting:
             demand, ready = self._waiting[0]
             if not ready.done():
-                if not self._allowance.may_start(demand, now):
+                if not self._may_start(demand, now):
                     if self._allowance.in_flight < self._allowance.window:
                         self._need.set()
                     return
@@ -229,6 +242,7 @@ class Sender:
         usage = reply.usage
         nano = demand.money.nano_usd if usage is None else self._rates.cost(usage)
         counted = usage or Usage()
+        self._measured = True
         beyond = counted.input_tokens + demand.ceiling - demand.money.tokens
         if self._hidden < beyond + demand.hidden < MOST_HIDDEN:
             self._reserve_more(beyond + demand.hidden - self._hidden)
@@ -249,6 +263,7 @@ class Sender:
     def _reserve_more(self, tokens: int) -> None:
         """A call had so many input tokens more than is reserved: from now on, and for those that wait, too."""
         self._hidden += tokens
+        self.delta.hidden = self._hidden
         money = Amount(self._rates.cost(Usage(tokens, 0)), tokens, 0)
         self._waiting = deque(
             (d._replace(input_tokens=d.input_tokens + tokens, money=d.money.plus(money), hidden=self._hidden), ready)

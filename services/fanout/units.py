@@ -37,10 +37,13 @@ class Progress:
     nano_usd: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    hidden: int = 0  # input tokens of a call that the server counts beyond its text: the most seen, not a sum
 
     def add(self, other: "Progress") -> None:
+        most = max(self.hidden, other.hidden)
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.hidden = most
 
 
 @dataclass(slots=True)

@@ -166,6 +166,43 @@ def test_what_a_server_counts_beyond_the_text_is_reserved_from_then_on(tmp_path:
     assert work.delta.nano_usd <= 10_000_000
 
 
+@pytest.mark.parametrize("banked", [True, False])
+def test_where_money_is_capped_the_first_call_goes_alone(tmp_path: Path, banked: bool) -> None:
+    """Its usage tells what a call really costs; the others wait for that, and no longer."""
+    adapter = Slow()
+    allowance = Allowance("run", "w", {}, None, governed=False, banked=banked, window=8)
+    work = Sender(LANE, adapter, JournalWriter(tmp_path, "000001-1-0000"), allowance, Books1(10**9) if banked else None)
+
+    async def seen_through() -> int:
+        renewing = asyncio.create_task(work.renew_leases())
+        done = await see_through(work, 20)
+        work.done()
+        await renewing
+        return done
+
+    assert asyncio.run(seen_through()) == 20
+    assert adapter.beside[0] == 0
+    assert (1 in adapter.beside[:2]) is not banked
+    assert max(adapter.beside) >= 5
+
+
+class Slow:
+    """Notes how many calls were out when each was sent."""
+
+    def __init__(self) -> None:
+        self.out, self.beside = 0, list[int]()
+
+    async def send(self, call: Call) -> Reply:
+        self.beside.append(self.out)
+        self.out += 1
+        await asyncio.sleep(0.01)
+        self.out -= 1
+        return ANSWER
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
 class Books1:
     """A run's money without an actor."""
 
