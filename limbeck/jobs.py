@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from pipelines.estimate import Estimate, estimate
 from pipelines.harvest import SCHEMAS
-from pipelines.rundir import TRAINED_ON, RunDirectory, locked, replace_text
+from pipelines.rundir import RunDirectory, locked
 from pipelines.runner import Run, Watch
 from schemas.errors import UNFORESEEN, LimbeckError, SpecError, refused_as_spec
 from schemas.job import JobSpec
 from schemas.manifest import Manifest
-from schemas.student import TrainingData, TrainingSpec
+from schemas.student import TRAINED_ON, TrainingData, TrainingSpec
 from services import cluster
 
 FEW_STEPS = 10  # of which a student can have learned little
@@ -144,7 +144,7 @@ def _trained_on(this: Run, spec: TrainingSpec) -> dict[str, Any]:
     """What a run's student is made of: while it is the same, so is the student."""
     if spec.data is not None and (spec.data.path is not None or spec.data.run is not None):
         return _made_of(spec)
-    return {"data": this.manifest.dataset.sha256, "train": spec.model_dump(mode="json", by_alias=True)}
+    return {"data": this.manifest.dataset.sha256, **_learns_how(spec)}
 
 
 def _is_trained(this: Run, spec: TrainingSpec) -> bool:
@@ -185,8 +185,13 @@ def trained(spec: TrainingSpec, out: Path) -> dict[str, Any] | None:
 def _made_of(spec: TrainingSpec) -> dict[str, Any]:
     from training.data import data_digest
 
-    data = data_digest(spec.data or TrainingData())
-    return {"data": data, "train": spec.model_dump(mode="json", by_alias=True)}
+    return {"data": data_digest(spec.data or TrainingData()), **_learns_how(spec)}
+
+
+def _learns_how(spec: TrainingSpec) -> dict[str, Any]:
+    from training.students import weights_digest
+
+    return {"models": weights_digest(spec), "train": spec.model_dump(mode="json", by_alias=True)}
 
 
 def train(
@@ -200,7 +205,7 @@ def train(
     `made_of` says what of, for whoever asks later whether it has to be trained again: by default spec and data files.
     """
     from training.examples import check_data
-    from training.loop import fit
+    from training.loop import fit, publish
     from training.students import check_student, check_teacher
 
     with refused_as_spec():
@@ -211,10 +216,11 @@ def train(
         if student.exists() and not (student / "metrics.json").is_file():
             raise SpecError(f"{student} is there and no student of ours", "choose another --out; nothing was touched")
         Path(out).absolute().mkdir(parents=True, exist_ok=True)
+    made_of, built = made_of or _made_of(spec), Path(out).absolute() / ".work" / "student"
     with locked(Path(out).absolute() / ".train.lock"):
+        if _metrics_of(built, made_of) is not None:  # killed before it was put in its place
+            return publish(built, Path(out).absolute() / "student")
         cluster.check_address(address)
         cluster.connect(address)
         ready()
-        metrics = fit(spec, Path(out).absolute(), watch, stopping, outlives_us=not cluster.is_own())
-        replace_text(student / TRAINED_ON, json.dumps(made_of or _made_of(spec), indent=2) + "\n")
-        return metrics
+        return fit(spec, Path(out).absolute(), made_of, watch, stopping, outlives_us=not cluster.is_own())

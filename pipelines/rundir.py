@@ -15,10 +15,10 @@ import yaml
 from schemas.errors import SpecError
 from schemas.job import JobSpec, fixed_part, revisable_part
 from schemas.manifest import Manifest
+from schemas.student import TRAINED_ON
 from services.journal.place import Journal
 
 VERSIONS = ("limbeck", "ray", "openai", "pydantic", "pyarrow", "torch", "transformers", "xllamacpp")
-TRAINED_ON = "trained_on.json"  # in student/: what it was made of
 BYTES_A_ROW = 16_000  # journal, staging, dataset and rejected of one row, generously: 4.3 kB a journalled answer
 BYTES_A_RUN = 64 * 2**20
 

@@ -39,6 +39,7 @@ class FromScratch(Strict):
     scratch: Scratch = Scratch()
 
 
+TRAINED_ON = "trained_on.json"  # beside a student: what it was made of
 Name = Annotated[str, Field(min_length=1)]
 Column = Literal[
     "id", "prompt", "response", "input", "rationale", "label", "output", "demonstrations", "options", "option_probs"

@@ -1,7 +1,7 @@
 """The rows of a training set: of files, or of a run's dataset, with their columns under our names."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,12 @@ def _files(data: TrainingData) -> list[Path]:
 
 def data_digest(data: TrainingData) -> str:
     """Names, sizes and times of the files: while it is the same, so are the pairs."""
-    stats = ((str(path), path.stat()) for path in _files(data))
+    return files_digest(_files(data))
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """SHA-256 of names, sizes and times."""
+    stats = ((str(path), path.stat()) for path in paths)
     return hashlib.sha256(repr([(name, s.st_size, s.st_mtime_ns) for name, s in stats]).encode()).hexdigest()
 
 

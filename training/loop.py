@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import Interrupted, LimbeckError, SpecError
-from schemas.student import TrainingSpec
+from schemas.student import TRAINED_ON, TrainingSpec
 
 POLL_S = 0.5
 START_TIMEOUT_S = "180"  # a worker imports torch and transformers first: 10 to 20 s here, with every core busy
 
 
 def fit(
-    spec: TrainingSpec, out: Path, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool],
-    outlives_us: bool = True,
+    spec: TrainingSpec, out: Path, made_of: dict[str, Any], watch: Callable[[dict[str, Any]], None],
+    stopping: Callable[[], bool], outlives_us: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Train on the Ray cluster that is connected. `out`/student is replaced whole at the end; returns its metrics.
+    `made_of` is written beside them.
 
     `outlives_us`: whether that cluster goes on after this process, and so needs what it holds to be cleaned up.
     """
@@ -48,7 +49,8 @@ def fit(
         shutil.rmtree(work / "ray_train", ignore_errors=True)
     if not (work / "student" / "metrics.json").is_file():  # written last: a student that is whole is kept
         raise Interrupted("interrupted while the student was trained", "run the same command to train it again")
-    return _publish(work / "student", out / "student")
+    (work / "student" / TRAINED_ON).write_text(json.dumps(made_of, indent=2) + "\n")
+    return publish(work / "student", out / "student")
 
 
 def _trainer_class(outlives_us: bool) -> Any:
@@ -112,10 +114,15 @@ def _failure(work: Path, error: BaseException) -> LimbeckError:
     return LimbeckError(f"training failed: {line}", "run with --debug for Ray's whole message")
 
 
-def _publish(built: Path, place: Path) -> dict[str, Any]:
+def publish(built: Path, place: Path) -> dict[str, Any]:
+    """Put a student that is whole in its place; its metrics. Killed at any point, it can be done again."""
     metrics: dict[str, Any] = json.loads((built / "metrics.json").read_text())
-    shutil.rmtree(place, ignore_errors=True)
+    before = built.with_name("student-before")
+    shutil.rmtree(before, ignore_errors=True)
+    if place.exists():
+        place.rename(before)  # a folder that is being removed is neither the old student nor the new one
     built.rename(place)
+    shutil.rmtree(before, ignore_errors=True)
     return metrics
 
 

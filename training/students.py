@@ -10,8 +10,9 @@ from typing import Any
 
 from schemas.errors import SpecError
 from schemas.hub import require_hub
-from schemas.student import FromScratch, LayerCut, Scratch, TrainingData
+from schemas.student import FromScratch, LayerCut, Scratch, TrainingData, TrainingSpec
 from schemas.weights import SMOLLM2, gguf_weights
+from training.data import files_digest
 
 SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
@@ -48,6 +49,18 @@ def check_teacher(teacher: str | None) -> None:
     """`SpecError` where there is no such teacher."""
     if teacher is not None:
         layers_of(teacher, "teacher")
+
+
+def weights_digest(spec: TrainingSpec) -> str:
+    """Names, sizes and times of the local weights that a training starts from; those of the Hub go by their id."""
+    source = spec.student.source if isinstance(spec.student, LayerCut) else spec.student
+    names = [name for name in (source, spec.teacher) if isinstance(name, str)]
+    local = [path for name in names for path in ([Path(name)] if name.endswith(".gguf") else _weights_in(Path(name)))]
+    return files_digest(local)
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".json"))
 
 
 def bytes_on_disk(student: FromScratch | LayerCut | str) -> int:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from limbeck import jobs
-from pipelines.rundir import TRAINED_ON, RunDirectory, locked
+from pipelines.rundir import RunDirectory, locked
 from schemas.errors import SpecError
 from schemas.job import JobSpec
-from schemas.student import TrainingSpec
+from schemas.student import TRAINED_ON, TrainingSpec
 
 
 def spec(**changes: Any) -> JobSpec:

@@ -1,0 +1,66 @@
+"""Where a student is put, and when it has to be trained again. No Ray: what would train here would fail."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import limbeck
+from limbeck import jobs
+from schemas.student import TRAINED_ON, TrainingSpec
+from training.loop import publish
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def spec(jsonl: Write) -> TrainingSpec:
+    data = jsonl([{"prompt": f"Say {i}.", "response": str(i)} for i in range(4)])
+    return TrainingSpec.model_validate({"student": {"scratch": {}}, "data": {"path": str(data)}})
+
+
+def built(place: Path, made_of: Any, loss: float) -> Path:
+    """A student as a training leaves it."""
+    place.mkdir(parents=True)
+    (place / "model.safetensors").write_bytes(b"weights")
+    (place / TRAINED_ON).write_text(json.dumps(made_of))
+    (place / "metrics.json").write_text(json.dumps({"loss_after": loss}))
+    return place
+
+
+def made_of(spec: TrainingSpec) -> dict[str, Any]:
+    return jobs._made_of(spec)
+
+
+def test_a_new_student_takes_the_old_one_s_place_whole(tmp_path: Path) -> None:
+    place, work = built(tmp_path / "student", {}, 2.0), tmp_path / ".work"
+    (place / "left-over").touch()
+    assert publish(built(work / "student", {}, 1.0), place)["loss_after"] == 1.0
+    assert sorted(path.name for path in place.iterdir()) == ["metrics.json", "model.safetensors", TRAINED_ON]
+    assert not list(work.iterdir())
+
+
+def test_a_student_that_was_finished_when_its_run_was_killed_is_kept(spec: TrainingSpec, tmp_path: Path) -> None:
+    built(tmp_path / ".work" / "student", made_of(spec), 1.5)
+    assert limbeck.train(spec, tmp_path)["loss_after"] == 1.5
+    assert jobs.trained(spec, tmp_path) == {"loss_after": 1.5}
+
+
+def test_a_student_of_other_data_or_another_spec_is_trained_again(spec: TrainingSpec, tmp_path: Path) -> None:
+    built(tmp_path / "student", made_of(spec), 1.5)
+    assert jobs.trained(spec, tmp_path) is not None
+    assert jobs.trained(spec.model_copy(update={"epochs": 2.0}), tmp_path) is None
+    assert spec.data is not None and spec.data.path is not None
+    Path(spec.data.path).write_text(Path(spec.data.path).read_text() + '{"prompt": "Say 5.", "response": "5"}\n')
+    assert jobs.trained(spec, tmp_path) is None
+
+
+def test_a_student_of_weights_that_were_replaced_is_trained_again(spec: TrainingSpec, tmp_path: Path) -> None:
+    weights = built(tmp_path / "base", {}, 0.0)
+    local = spec.model_copy(update={"student": str(weights)})
+    built(tmp_path / "student", made_of(local), 1.5)
+    assert jobs.trained(local, tmp_path) is not None
+    (weights / "model.safetensors").write_bytes(b"other weights")
+    assert jobs.trained(local, tmp_path) is None
