@@ -143,7 +143,7 @@ def _check_training(job: JobSpec, spec: TrainingSpec, rows: int) -> None:
 def _trained_on(this: Run, spec: TrainingSpec) -> dict[str, Any]:
     """What a run's student is made of: while it is the same, so is the student."""
     if spec.data is not None and (spec.data.path is not None or spec.data.run is not None):
-        return _made_of(spec)
+        return origin_of(spec)
     return {"data": this.manifest.dataset.sha256, **_learns_how(spec)}
 
 
@@ -179,10 +179,11 @@ def _train_stage(this: Run, spec: TrainingSpec) -> None:
 def trained(spec: TrainingSpec, out: Path) -> dict[str, Any] | None:
     """The metrics of the student in `out` where it was made by this very spec from data that is the same."""
     with refused_as_spec():
-        return _metrics_of(Path(out) / "student", _made_of(spec))
+        return _metrics_of(Path(out) / "student", origin_of(spec))
 
 
-def _made_of(spec: TrainingSpec) -> dict[str, Any]:
+def origin_of(spec: TrainingSpec) -> dict[str, Any]:
+    """What a student is made of: while it is the same, so is the student."""
     from training.data import data_digest
 
     return {"data": data_digest(spec.data or TrainingData()), **_learns_how(spec)}
@@ -216,7 +217,7 @@ def train(
         if student.exists() and not (student / "metrics.json").is_file():
             raise SpecError(f"{student} is there and no student of ours", "choose another --out; nothing was touched")
         Path(out).absolute().mkdir(parents=True, exist_ok=True)
-    made_of, built = made_of or _made_of(spec), Path(out).absolute() / ".work" / "student"
+    made_of, built = made_of or origin_of(spec), Path(out).absolute() / ".work" / "student"
     with locked(Path(out).absolute() / ".train.lock"):
         if _metrics_of(built, made_of) is not None:  # killed before it was put in its place
             return publish(built, Path(out).absolute() / "student")

@@ -32,10 +32,15 @@ def files_digest(paths: Iterable[Path]) -> str:
     return hashlib.sha256(repr([(name, s.st_size, s.st_mtime_ns) for name, s in stats]).encode()).hexdigest()
 
 
-def raw_rows(data: TrainingData, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) of every row; `columns`: those to read of parquet files, where others may hold pictures or sound."""
+def raw_rows(
+    data: TrainingData, columns: Sequence[str] | None = None, needed: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) of every row. Of parquet files only `columns` are read, for others may hold pictures or sound, and
+    those of `needed`, by our names, are looked for at once."""
     for file in _files(data):
-        for where, entry in _parquet(file, columns) if file.suffix == ".parquet" else text_entries(file, "data"):
+        for where, entry in (
+            _parquet(file, data, columns, needed) if file.suffix == ".parquet" else text_entries(file, "data")
+        ):
             try:
                 row = parsed(entry)
             except (ValueError, RecursionError) as error:
@@ -46,7 +51,9 @@ def raw_rows(data: TrainingData, columns: Sequence[str] | None = None) -> Iterat
             yield where, row
 
 
-def _parquet(file: Path, columns: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
+def _parquet(
+    file: Path, data: TrainingData, columns: Sequence[str] | None, needed: Sequence[str]
+) -> Iterator[tuple[str, Any]]:
     import pyarrow.parquet as pq
 
     number = 0
@@ -55,6 +62,7 @@ def _parquet(file: Path, columns: Sequence[str] | None) -> Iterator[tuple[str, A
         names = table.schema_arrow.names
         if twice := {name for name in names if names.count(name) > 1}:
             raise SpecError(f"data malformed: {file}: column {min(twice)!r} stands twice", "rename one of them")
+        check_columns(names, data, needed, f"{file}: ")
         wanted = [name for name in names if columns is None or name in columns]
         for batch in table.iter_batches(1024, columns=wanted):
             for row in batch.to_pylist():
@@ -87,7 +95,7 @@ def mapped_rows(
     """(where, row) with the columns `texts`, which must be there and be text that is not blank, and those of `others`
     that are there."""
     names = {ours: data.fields.get(ours, ours) for ours in (*texts, *others)}  # type: ignore[call-overload]
-    for where, row in raw_rows(data, list(names.values())):
+    for where, row in raw_rows(data, list(names.values()), texts):
         check_columns(list(row), data, texts, f"{where}: ")
         for ours in texts:
             value = row[names[ours]]

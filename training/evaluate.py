@@ -1,16 +1,19 @@
 """What a student is worth on held-out rows: loss on the response tokens, ROUGE-L of what it writes."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import regex
+import torch
+from nltk.stem.porter import PorterStemmer
+from rouge_score.rouge_scorer import RougeScorer
+from torch.nn.functional import cross_entropy
 
+from training.aligned import aligned
+from training.divergences import forward_kl, reverse_kl
 from training.examples import Pair
 from training.rows import Collator, TokenRow, prompt_text
 from training.students import Student
-
-if TYPE_CHECKING:
-    from training.teacher import Teacher
+from training.teacher import Teacher, cut
 
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 WORD = regex.compile(rf"[{UNSPACED}]|[\p{{L}}\p{{M}}\p{{N}}--[{UNSPACED}]]+", regex.VERSION1)
@@ -19,52 +22,41 @@ GENERATED_ROWS = 48  # ROUGE-L is measured on at most this many held-out rows
 GENERATED_TOKENS = 96
 
 
+def _batches(student: Student, rows: Sequence[TokenRow]) -> Iterator[dict[str, torch.Tensor]]:
+    """Rows on the student's device, a few at a time."""
+    collate = Collator(student.tokenizer.pad_token_id, student.seq2seq)
+    for start in range(0, len(rows), BATCH):
+        batch = collate([[row] for row in rows[start : start + BATCH]])
+        yield {name: x.to(student.model.device) for name, x in batch.items() if isinstance(x, torch.Tensor)}
+
+
 def held_out_loss(student: Student, rows: Sequence[TokenRow]) -> float:
     """Mean loss a response token, in nats."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    from training.aligned import aligned
-
-    collate = Collator(student.tokenizer.pad_token_id, student.seq2seq)
     student.model.eval()
     total, count = 0.0, 0
     with torch.inference_mode():
-        for start in range(0, len(rows), BATCH):
-            batch = collate([[row] for row in rows[start : start + BATCH]])
-            batch = {name: x.to(student.model.device) for name, x in batch.items() if isinstance(x, torch.Tensor)}
+        for batch in _batches(student, rows):
             seen = aligned(student.model, batch)
             total += float(cross_entropy(seen.logits.float(), seen.targets, reduction="sum"))
             count += len(seen.targets)
     return total / max(1, count)
 
 
-def divergences(student: Student, teacher: "Teacher", rows: Sequence[TokenRow]) -> tuple[float, float]:
+def divergences(student: Student, teacher: Teacher, rows: Sequence[TokenRow]) -> tuple[float, float]:
     """(forward, reverse) KL between teacher and student, nats a response token."""
-    import torch
-
-    from training.aligned import aligned
-    from training.divergences import forward_kl, reverse_kl
-    from training.teacher import cut
-
-    collate = Collator(student.tokenizer.pad_token_id, student.seq2seq)
     student.model.eval()
-    sums, count = [0.0, 0.0], 0
+    forward, reverse, count = 0.0, 0.0, 0
     with torch.inference_mode():
-        for start in range(0, len(rows), BATCH):
-            batch = collate([[row] for row in rows[start : start + BATCH]])
-            batch = {name: x.to(student.model.device) for name, x in batch.items() if isinstance(x, torch.Tensor)}
+        for batch in _batches(student, rows):
             ours, theirs = cut(aligned(student.model, batch), teacher.vocabulary).logits, teacher(batch).logits
-            sums[0] += float(forward_kl(theirs, ours).sum())
-            sums[1] += float(reverse_kl(theirs, ours).sum())
+            forward += float(forward_kl(theirs, ours).sum())
+            reverse += float(reverse_kl(theirs, ours).sum())
             count += len(ours)
-    return sums[0] / max(1, count), sums[1] / max(1, count)
+    return forward / max(1, count), reverse / max(1, count)
 
 
 def responses(student: Student, pairs: Sequence[Pair], template: str | None, max_length: int) -> list[str]:
     """Greedy responses."""
-    import torch
-
     tokenizer, model = student.tokenizer, student.model.eval()
     tokenizer.padding_side = "right" if student.seq2seq else "left"
     written: list[str] = []
@@ -87,8 +79,6 @@ def responses(student: Student, pairs: Sequence[Pair], template: str | None, max
 
 def rouge_l(written: Sequence[str], references: Sequence[str]) -> float:
     """Mean ROUGE-L F1 with stemming, 0 to 1."""
-    from rouge_score.rouge_scorer import RougeScorer
-
     scorer = RougeScorer(["rougeL"], tokenizer=Words())
     scores = [scorer.score(ref, out)["rougeL"].fmeasure for out, ref in zip(written, references, strict=True)]
     return sum(scores) / max(1, len(scores))
@@ -99,8 +89,6 @@ class Words:
     every letter beyond a to z. Scripts that put no spaces between words are taken letter by letter."""
 
     def __init__(self) -> None:
-        from nltk.stem.porter import PorterStemmer
-
         self._stem = PorterStemmer().stem
 
     def tokenize(self, text: str) -> list[str]:

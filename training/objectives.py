@@ -92,12 +92,11 @@ def icl(spec: Icl, view: View) -> list[Term]:
         terms.append(Term("soft", losses[view.tasks == SECOND], 1 - hard, "main"))
     if spec.lm is not None:
         text = view.tasks == TEXT
-        terms.append(Term("lm", losses[text], spec.lm.weight * hard, "text"))
-        if spec.soft and view.teacher is not None:
-            soft = _soft_cross_entropy(view.teacher_logits[text], view.student.logits[text])
-            terms.append(Term("lm_soft", soft, spec.lm.weight * (1 - hard), "text"))
-        elif spec.soft:
-            terms[-1] = Term("lm", losses[text], spec.lm.weight, "text")
+        soft = spec.soft and view.teacher is not None  # the text's own soft labels need a teacher at hand
+        terms.append(Term("lm", losses[text], spec.lm.weight * (hard if soft else 1.0), "text"))
+        if soft:
+            told = _soft_cross_entropy(view.teacher_logits[text], view.student.logits[text])
+            terms.append(Term("lm_soft", told, spec.lm.weight * (1 - hard), "text"))
     return terms
 
 

@@ -32,7 +32,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 ANTHROPIC_URL = "https://api.anthropic.com"
 CONNECT_S = 10.0
 REDACTED = b"[key]"
-SECRET_BYTES = 12  # a shorter key is a placeholder, as in `test` or `EMPTY`, and may be a word of an answer
+SECRET_BYTES = 12  # a shorter key is a word that stands for none (`test`, `EMPTY`) and may be one of an answer
 MOST_HEADER = 256 * 1024  # of one line or field; aiohttp's 8 kB would lose a paid answer to a gateway's long cookie
 MOST_HEADERS = 1_024
 MOST_BODY = 64 * 2**20  # of a body that is unpacked here
@@ -93,8 +93,8 @@ def redacted(body: bytes, key: bytes) -> bytes:
 
 @functools.lru_cache(16)
 def escaped(key: bytes) -> re.Pattern[bytes]:
-    """The key with any of its characters escaped."""
-    return re.compile(b"".join(rb"(?:\\?%b|\\u00(?i:%02x))" % (re.escape(bytes([c])), c) for c in key))
+    """The key with any of its characters escaped, once or again as JSON within JSON is."""
+    return re.compile(b"".join(rb"(?:\\*%b|\\+u00(?i:%02x))" % (re.escape(bytes([c])), c) for c in key))
 
 
 class HttpAdapter:

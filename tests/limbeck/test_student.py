@@ -30,10 +30,6 @@ def built(place: Path, made_of: Any, loss: float) -> Path:
     return place
 
 
-def made_of(spec: TrainingSpec) -> dict[str, Any]:
-    return jobs._made_of(spec)
-
-
 def test_a_new_student_takes_the_old_one_s_place_whole(tmp_path: Path) -> None:
     place, work = built(tmp_path / "student", {}, 2.0), tmp_path / ".work"
     (place / "left-over").touch()
@@ -43,13 +39,13 @@ def test_a_new_student_takes_the_old_one_s_place_whole(tmp_path: Path) -> None:
 
 
 def test_a_student_that_was_finished_when_its_run_was_killed_is_kept(spec: TrainingSpec, tmp_path: Path) -> None:
-    built(tmp_path / ".work" / "student", made_of(spec), 1.5)
+    built(tmp_path / ".work" / "student", jobs.origin_of(spec), 1.5)
     assert limbeck.train(spec, tmp_path)["loss_after"] == 1.5
     assert jobs.trained(spec, tmp_path) == {"loss_after": 1.5}
 
 
 def test_a_student_of_other_data_or_another_spec_is_trained_again(spec: TrainingSpec, tmp_path: Path) -> None:
-    built(tmp_path / "student", made_of(spec), 1.5)
+    built(tmp_path / "student", jobs.origin_of(spec), 1.5)
     assert jobs.trained(spec, tmp_path) is not None
     assert jobs.trained(spec.model_copy(update={"epochs": 2.0}), tmp_path) is None
     assert spec.data is not None and spec.data.path is not None
@@ -60,7 +56,7 @@ def test_a_student_of_other_data_or_another_spec_is_trained_again(spec: Training
 def test_a_student_of_weights_that_were_replaced_is_trained_again(spec: TrainingSpec, tmp_path: Path) -> None:
     weights = built(tmp_path / "base", {}, 0.0)
     local = spec.model_copy(update={"student": str(weights)})
-    built(tmp_path / "student", made_of(local), 1.5)
+    built(tmp_path / "student", jobs.origin_of(local), 1.5)
     assert jobs.trained(local, tmp_path) is not None
     (weights / "model.safetensors").write_bytes(b"other weights")
     assert jobs.trained(local, tmp_path) is None

@@ -229,7 +229,15 @@ def test_a_key_reaches_the_server_and_no_reply_of_any_kind(tmp_path: Path, provi
     assert b"canary" not in pickle.dumps(reply.verdict)
 
 
-@pytest.mark.parametrize("escape", [str, lambda key: key.replace("/", "\\/"), lambda key: key.replace("+", "\\u002B")])
+@pytest.mark.parametrize(
+    "escape",
+    [
+        str,
+        lambda key: key.replace("/", "\\/"),
+        lambda key: key.replace("+", "\\u002B"),
+        lambda key: key.replace("/", "\\\\\\/"),
+    ],
+)
 def test_an_answer_that_echoes_the_key_holds_it_in_no_form(tmp_path: Path, escape: Callable[[str], str]) -> None:
     key = "sk-canary/Zq88+xx/KLMNOP12345"
     (tmp_path / "key").write_text(key)
