@@ -198,12 +198,14 @@ class Sender:
         return await ready
 
     def _may_start(self, demand: Demand, now: float) -> bool:
-        """Whether a call may leave now. Where money is capped the first goes alone until it is answered: its usage
-        tells whether the server counts more than the text, as for a system prompt that a gateway adds."""
-        alone = self._allowance.banked and not self._measured and self._allowance.in_flight > 0
-        if alone and now - self._begun_at < ALONE_S:
-            return False
-        return self._allowance.may_start(demand, now)
+        """Whether a call may leave now."""
+        return not self._goes_alone(now) and self._allowance.may_start(demand, now)
+
+    def _goes_alone(self, now: float) -> bool:
+        """Whether the call that is out is to be answered first: where little money is left its usage must tell whether
+        the server counts more than the text, as for a system prompt that a gateway adds."""
+        unknown = self._allowance.scarce and not self._measured and self._allowance.in_flight > 0
+        return unknown and now - self._begun_at < ALONE_S
 
     def _start_waiting(self, now: float) -> None:
         """Let waiting calls go, first come first served, as far as the allowance reaches."""
@@ -312,9 +314,10 @@ class Sender:
         """Report, and take in what comes back."""
         if self._leases is None:
             return
-        allowance, waiting = self._allowance, len(self._waiting)
-        head = self._waiting[0][0] if waiting else None
         asked_at = asyncio.get_running_loop().time()
+        # Those that are held back hold nothing: all of it would leave at once when they are let go.
+        allowance, waiting = self._allowance, 0 if self._goes_alone(asked_at) else len(self._waiting)
+        head = self._waiting[0][0] if waiting else None
         if allowance.banked:
             account, wanted, need = allowance.account(waiting, head, asked_at)
             advance = await self._leases.advance(account, wanted, need)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from schemas.money import Amount
 
 NOTHING = Amount()
+PLENTY = 50  # times what a worker asks for at once
 
 
 class Caps(NamedTuple):
@@ -35,10 +36,12 @@ class Account(NamedTuple):
 
 
 class Advance(NamedTuple):
-    """Money to hold beyond what was held. With none: `exhausted` says that there will be no more."""
+    """Money to hold beyond what was held. With none: `exhausted` says that there will be no more. `scarce`: so little
+    is left that a call which costs more than was reserved would matter."""
 
     amount: Amount = NOTHING
     exhausted: bool = False
+    scarce: bool = False
 
 
 class Books:
@@ -82,7 +85,8 @@ class Books:
         if all(need == 0 or left >= need for left, need in zip(free, next_call, strict=True)):
             given = Amount(*(int(max(0, min(left, want))) for left, want in zip(free, wanted, strict=True)))
             self.accounts[worker] = Account(account.spent, account.held.plus(given))
-            return Advance(given)
+            scarce = any(left < PLENTY * want for left, want in zip(free, wanted, strict=True))
+            return Advance(given, scarce=scarce)
         return Advance(exhausted=all(a.held == NOTHING for a in self.accounts.values()))
 
     def bury(self, worker: str, spent: Amount) -> None:

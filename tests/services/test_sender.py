@@ -12,6 +12,7 @@ from schemas.lane import PriceSpec, Teacher
 from schemas.money import Amount, Usage
 from services.fanout.allowance import Allowance
 from services.fanout.sender import BREAKER, NEVER_RIGHT, End, Sender, Stopped
+from services.fanout.size import worst_case
 from services.journal import writer
 from services.journal.index import JournalIndex
 from services.journal.writer import JournalWriter
@@ -166,12 +167,13 @@ def test_what_a_server_counts_beyond_the_text_is_reserved_from_then_on(tmp_path:
     assert work.delta.nano_usd <= 10_000_000
 
 
-@pytest.mark.parametrize("banked", [True, False])
-def test_where_money_is_capped_the_first_call_goes_alone(tmp_path: Path, banked: bool) -> None:
+@pytest.mark.parametrize(("calls_paid_for", "alone"), [(100, True), (100_000, False)])
+def test_where_little_money_is_left_the_first_call_goes_alone(tmp_path: Path, calls_paid_for: int, alone: bool) -> None:
     """Its usage tells what a call really costs; the others wait for that, and no longer."""
-    adapter = Slow()
-    allowance = Allowance("run", "w", {}, None, governed=False, banked=banked, window=8)
-    work = Sender(LANE, adapter, JournalWriter(tmp_path, "000001-1-0000"), allowance, Books1(10**9) if banked else None)
+    adapter, priced = Slow(), LANE.model_copy(update={"free": False, "price": PriceSpec(input=1.0, output=1.0)})
+    books = Books1(calls_paid_for * worst_case(calls(1)[0], priced.rates).money.nano_usd)
+    allowance = Allowance("run", "w", {}, None, governed=False, banked=True, window=8)
+    work = Sender(priced, adapter, JournalWriter(tmp_path, "000001-1-0000"), allowance, books)
 
     async def seen_through() -> int:
         renewing = asyncio.create_task(work.renew_leases())
@@ -181,8 +183,7 @@ def test_where_money_is_capped_the_first_call_goes_alone(tmp_path: Path, banked:
         return done
 
     assert asyncio.run(seen_through()) == 20
-    assert adapter.beside[0] == 0
-    assert (1 in adapter.beside[:2]) is not banked
+    assert (1 in adapter.beside[:2]) is not alone
     assert max(adapter.beside) >= 5
 
 
