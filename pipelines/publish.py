@@ -27,7 +27,7 @@ class Published:
     rows: int = 0
     sha256: str = ""
     files: list[str] = field(default_factory=list)
-    words: list[tuple[int, int]] = field(default_factory=list)  # of prompt and answer, from a sample of rows
+    talks: list[tuple[int, int, str]] = field(default_factory=list)  # words asked and answered, first words asked
     samples: list[dict[str, Any]] = field(default_factory=list)
     clusters: list[tuple[str, str, float]] = field(default_factory=list)
     agree: int = 0
@@ -37,6 +37,9 @@ class Published:
 def staged_rows(path: Path) -> Iterator[dict[str, Any]]:
     for batch in pq.ParquetFile(path).iter_batches(BATCH):
         yield from batch.to_pylist()
+
+
+OPENING = 2  # words that tell one kind of question from another
 
 
 class Sampler:
@@ -60,7 +63,7 @@ def publish(spec: JobSpec, run: RunDirectory, staged: Path, dropped: Dropped, re
     shards = max(1, -(-total // SHARD_ROWS))
     folder = run.scratch("dataset")
     messages = (run.work / "dataset.jsonl").open("w", encoding="utf-8") if "messages" in spec.publish.format else None
-    digest, out, words = hashlib.sha256(), Published(), Sampler(5_000, spec.sampling.draws)
+    digest, out, talks = hashlib.sha256(), Published(), Sampler(5_000, spec.sampling.draws)
     samples = Sampler(SAMPLES, spec.sampling.draws)
     kept_text = _texts_of(staged, {d.kept for d in dropped.by_position.values()})
     writer: RowWriter | None = None
@@ -77,7 +80,8 @@ def publish(spec: JobSpec, run: RunDirectory, staged: Path, dropped: Dropped, re
         out.rows += 1
         digest.update(json.dumps([row[c] for c in COLUMNS[spec.pipeline]], ensure_ascii=True).encode())
         talk = conversation(row)
-        words.add(tuple(len(turn["content"].split()) for turn in talk))
+        asked, answered = (turn["content"].split() for turn in talk)
+        talks.add((len(asked), len(answered), " ".join(asked[:OPENING])))
         samples.add(row)
         _agreement(row, out)
         if messages:
@@ -91,7 +95,7 @@ def publish(spec: JobSpec, run: RunDirectory, staged: Path, dropped: Dropped, re
         Path(messages.name).replace(run.messages)
     else:
         run.messages.unlink(missing_ok=True)  # of an earlier start: other rows
-    out.sha256, out.words, out.samples = digest.hexdigest(), words.kept, samples.kept
+    out.sha256, out.talks, out.samples = digest.hexdigest(), talks.kept, samples.kept
     return out
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipelines.publish import Published
 from pipelines.rundir import RunDirectory, replace_text
 from schemas.job import JobSpec
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, Spend
 
-BINS = 24
+BINS, OPENINGS = 24, 10
 SHOWN = 2_000  # characters of a text; the dataset holds all of it
 
 
@@ -49,6 +50,25 @@ def funnel(manifest: Manifest) -> list[Bar]:
     return [Bar(label, count, count / max(1, whole)) for label, count in steps]
 
 
+def openings(firsts: list[str]) -> list[Bar]:
+    """How questions begin, the commonest first: few ways to begin, little variety."""
+    counts = Counter(first.casefold() for first in firsts)
+    shown = counts.most_common(OPENINGS)
+    bars = [(first, count) for first, count in shown]
+    if rest := len(counts) - len(shown):
+        bars.append((f"{rest:,} other ways", len(firsts) - sum(count for _, count in shown)))
+    return [Bar(label, count, count / max(1, len(firsts))) for label, count in bars]
+
+
+def spending(spec: JobSpec, spend: Spend) -> list[tuple[str, float, float]]:
+    """(label, US dollars, share of the longest bar): what answers cost, what is held for calls in doubt, the cap."""
+    steps = [("answers", spend.usd - spend.in_doubt_usd), ("reserved, in doubt", spend.in_doubt_usd)]
+    if spec.budget is not None and spec.budget.usd is not None:
+        steps.append(("budget", spec.budget.usd))
+    most = max(usd for _, usd in steps)
+    return [(label, usd, usd / most) for label, usd in steps] if most else []
+
+
 def student_of(run: RunDirectory, sha256: str) -> dict[str, Any] | None:
     """Metrics and the loss curve of the student, None where there is none of the rows with this SHA-256."""
     metrics = run.student / "metrics.json"
@@ -68,7 +88,8 @@ def write_report(spec: JobSpec, run: RunDirectory, manifest: Manifest) -> None:
     )  # fmt: skip
     page = environment.get_template("report.html.j2").render(
         spec=spec, manifest=manifest, funnel=funnel(manifest), student=student_of(run, manifest.dataset.sha256),
-        asked=histogram([w[0] for w in shown["words"]]), answered=histogram([w[1] for w in shown["words"]]),
+        asked=histogram([talk[0] for talk in shown["talks"]]), answered=histogram([talk[1] for talk in shown["talks"]]),
+        openings=openings([talk[2] for talk in shown["talks"]]), spending=spending(spec, manifest.spend),
         samples=shown["samples"], clusters=shown["clusters"], rejections=shown["rejections"],
         agree=shown["agree"], judged=shown["judged"], SHOWN=SHOWN,
     )  # fmt: skip
