@@ -1,6 +1,7 @@
 """The one place that strings generation and training together."""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from pipelines.estimate import Estimate, estimate
 from pipelines.harvest import SCHEMAS
-from pipelines.rundir import RunDirectory, locked
+from pipelines.rundir import RunDirectory, differences, locked
 from pipelines.runner import Run, Watch
 from schemas.errors import UNFORESEEN, LimbeckError, SpecError, refused_as_spec
 from schemas.job import JobSpec
@@ -195,6 +196,29 @@ def _learns_how(spec: TrainingSpec) -> dict[str, Any]:
     return {"models": weights_digest(spec), "train": spec.model_dump(mode="json", by_alias=True)}
 
 
+def _claim(place: Path, made_of: dict[str, Any]) -> None:
+    """Checkpoints in `place` are of a training that is made of just this: those of other rows are dropped. `SpecError`
+    where they are of another spec."""
+    kept = place / "made_of.json"
+    with suppress(FileNotFoundError, ValueError):
+        earlier = json.loads(kept.read_text())
+        _require_same(place, earlier, made_of)
+        if earlier["data"] == made_of["data"]:
+            return
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    kept.write_text(json.dumps(made_of) + "\n")
+
+
+def _require_same(place: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    ways = [{**one, "data": None, "train": {**one["train"], "checkpoints": None}} for one in (earlier, now)]
+    if changed := differences(*ways):
+        raise SpecError(
+            f"{place} holds an unfinished training of another spec: {'; '.join(changed[:3])}",
+            "go on with that spec, choose another --out, or remove that folder to begin anew",
+        )
+
+
 def train(
     spec: TrainingSpec, out: Path, *, address: str | None = None,
     watch: Callable[[dict[str, Any]], None] = lambda metrics: None,
@@ -206,7 +230,7 @@ def train(
     `made_of` says what of, for whoever asks later whether it has to be trained again: by default spec and data files.
     """
     from training.examples import check_data
-    from training.loop import fit, publish
+    from training.loop import TRAINER, fit, publish
     from training.students import check_student, check_teacher
 
     with refused_as_spec():
@@ -221,6 +245,7 @@ def train(
     with locked(Path(out).absolute() / ".train.lock"):
         if _metrics_of(built, made_of) is not None:  # killed before it was put in its place
             return publish(built, Path(out).absolute() / "student")
+        _claim(Path(out).absolute() / ".work" / TRAINER, made_of)
         cluster.check_address(address)
         cluster.connect(address)
         ready()

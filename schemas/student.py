@@ -67,6 +67,27 @@ class TrainingData(Strict):
         return self
 
 
+class Checkpoints(Strict):
+    """When a training is saved, and which of its states becomes the student."""
+
+    every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="steps between two; null: five minutes, or a tenth of the steps where best or patience is set"
+    )
+    keep: Annotated[int, Field(ge=1, le=10_000)] = Field(1, description="how many of the newest, beside the best")
+    best: bool = Field(False, description="the student is the one with the lowest held-out loss, not the last")
+    patience: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="end after so many in a row without a lower held-out loss"
+    )
+    restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
+        2, description="times that a worker may be lost: all then go on from the newest one"
+    )
+
+    @property
+    def compares(self) -> bool:
+        """Whether the held-out loss is measured with each."""
+        return self.best or self.patience is not None
+
+
 class TrainingSpec(Strict):
     student: FromScratch | LayerCut | str = Field(description="scratch, {from, layers}, or a Hugging Face id or path")
     objective: AnyObjective = Field(Sft(), description="by name: " + ", ".join(OBJECTIVE_NAMES))
@@ -86,6 +107,7 @@ class TrainingSpec(Strict):
     )
     packing: bool = Field(True, description="several pairs in one row; not where responses are sampled")
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the pairs that is held out")
+    checkpoints: Checkpoints = Checkpoints()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the split, of new weights and of the order")
 
     @field_validator("objective", mode="before")

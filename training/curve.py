@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 
-def draw_curve(losses: Sequence[tuple[int, float]], metrics: dict[str, Any], place: Path) -> None:
-    """Write a PNG of 1240 x 720 pixels."""
+def draw_curve(
+    losses: Sequence[tuple[int, float]], held_out: Sequence[tuple[int, float]], metrics: dict[str, Any], place: Path
+) -> None:
+    """Write a PNG of 1240 x 720 pixels. `held_out`: (step, loss) of the measurements on the way."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -16,6 +18,8 @@ def draw_curve(losses: Sequence[tuple[int, float]], metrics: dict[str, Any], pla
     axes.plot([s for s, _ in losses], [v for _, v in losses], color="#2f6f8f", linewidth=1.4, label="training")
     last = losses[-1][0] if losses else 1
     ends = [metrics["loss_before"], metrics["loss_after"]]
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), color="#b5533c", linewidth=1, marker=".", alpha=0.8)
     axes.plot([0, last], ends, "o", color="#b5533c", markersize=6, label="held out", clip_on=False, zorder=3)
     axes.annotate(f"{ends[0]:.2f}", (0, ends[0]), xytext=(-7, -4), textcoords="offset points", ha="right")
     axes.annotate(f"{ends[1]:.2f}", (last, ends[1]), xytext=(0, 7), textcoords="offset points", ha="right")

@@ -32,6 +32,12 @@ def _batches(student: Student, rows: Sequence[TokenRow]) -> Iterator[dict[str, t
 
 def held_out_loss(student: Student, rows: Sequence[TokenRow]) -> float:
     """Mean loss a response token, in nats."""
+    total, count = held_out_sums(student, rows)
+    return total / max(1, count)
+
+
+def held_out_sums(student: Student, rows: Sequence[TokenRow]) -> tuple[float, int]:
+    """(the loss of all response tokens, in nats, how many they are)."""
     student.model.eval()
     total, count = 0.0, 0
     with torch.inference_mode():
@@ -39,7 +45,7 @@ def held_out_loss(student: Student, rows: Sequence[TokenRow]) -> float:
             seen = aligned(student.model, batch)
             total += float(cross_entropy(seen.logits.float(), seen.targets, reduction="sum"))
             count += len(seen.targets)
-    return total / max(1, count)
+    return total, count
 
 
 def divergences(student: Student, teacher: Teacher, rows: Sequence[TokenRow]) -> tuple[float, float]:

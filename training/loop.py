@@ -13,6 +13,7 @@ from schemas.errors import Interrupted, LimbeckError, SpecError
 from schemas.student import TRAINED_ON, TrainingSpec
 
 POLL_S = 0.5
+TRAINER = "trainer"  # where a training's checkpoints are, below its working directory
 START_TIMEOUT_S = "180"  # a worker imports torch and transformers first: 10 to 20 s here, with every core busy
 
 
@@ -32,25 +33,32 @@ def fit(
 
     work = out / ".work"
     work.mkdir(parents=True, exist_ok=True)
-    for stale in ("train-stop", "train-progress.json", "train-error.json"):
+    for stale in ("train-stop", "train-progress.json"):
         (work / stale).unlink(missing_ok=True)
     shutil.rmtree(work / "student", ignore_errors=True)
     trainer = _trainer_class(outlives_us)(
         train_worker,
         train_loop_config={"spec": spec.model_dump(mode="json", by_alias=True), "work": str(work)},
         scaling_config=_scaling(spec.workers),
-        run_config=ray.train.RunConfig(name=f"student-{time.time_ns()}", storage_path=str(work / "ray_train")),
-    )
+        run_config=ray.train.RunConfig(
+            name=f"student-{time.time_ns()}", storage_path=str(work / "ray_train"),
+            failure_config=ray.train.FailureConfig(max_failures=spec.checkpoints.restarts),
+        ),
+    )  # fmt: skip
     try:
         _fitted(trainer, work, watch, stopping)
     except ray.train.TrainingFailedError as error:
         raise _failure(work, error) from None
     finally:
         shutil.rmtree(work / "ray_train", ignore_errors=True)
+    if (error := _own_error(work)) is not None:
+        raise error
     if not (work / "student" / "metrics.json").is_file():  # written last: a student that is whole is kept
-        raise Interrupted("interrupted while the student was trained", "run the same command to train it again")
+        raise Interrupted("interrupted while the student was trained", "run the same command to go on")
     (work / "student" / TRAINED_ON).write_text(json.dumps(made_of, indent=2) + "\n")
-    return publish(work / "student", out / "student")
+    metrics = publish(work / "student", out / "student")
+    shutil.rmtree(work / TRAINER, ignore_errors=True)
+    return metrics
 
 
 def _trainer_class(outlives_us: bool) -> Any:
@@ -107,11 +115,16 @@ def _fitted(trainer: Any, work: Path, watch: Callable[[dict[str, Any]], None], s
 
 def _failure(work: Path, error: BaseException) -> LimbeckError:
     """The student's own error where it raised one, else Ray's last line."""
+    line = str(error).strip().splitlines()[-1][:300]
+    return _own_error(work) or LimbeckError(f"training failed: {line}", "run with --debug for Ray's whole message")
+
+
+def _own_error(work: Path) -> LimbeckError | None:
+    """What a worker left as the reason for its end."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         said = json.loads((work / "train-error.json").read_text())
         return LimbeckError(said["message"], said["hint"])
-    line = str(error).strip().splitlines()[-1][:300]
-    return LimbeckError(f"training failed: {line}", "run with --debug for Ray's whole message")
+    return None
 
 
 def publish(built: Path, place: Path) -> dict[str, Any]:
@@ -127,13 +140,14 @@ def publish(built: Path, place: Path) -> dict[str, Any]:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs. An error of ours is left where the driver finds it whole."""
+    """What each Ray Train worker runs. An error of ours would come again: it ends the training on all workers, and is
+    left where the driver finds it. Any other is a lost worker's: Ray starts them again, from the newest checkpoint."""
     from training.session import Session
 
     work = Path(config["work"])
+    (work / "train-error.json").unlink(missing_ok=True)
     try:
         Session(TrainingSpec.model_validate(config["spec"]), work).run()
     except LimbeckError as error:
         said = {"message": error.message, "hint": error.hint}
         (work / "train-error.json").write_text(json.dumps(said))
-        raise

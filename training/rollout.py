@@ -4,7 +4,7 @@ import math
 import random
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -143,6 +143,15 @@ class Rollouts:
     seed: int
     reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
     kept: dict[str, Kept] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed training needs of it, as JSON."""
+        return {name: {**kept._asdict(), "row": asdict(kept.row)} for name, kept in self.kept.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        for name, kept in state.items():
+            self.kept[name] = Kept(**{**kept, "row": TokenRow(**kept["row"])})
 
     def sampled(self, batches: Sequence[dict[str, Any]], step: int) -> list[dict[str, Any]]:
         """The micro-batches of a step with sampled responses, on the model's device."""

@@ -14,9 +14,11 @@ import transformers
 from schemas.errors import LimbeckError
 from schemas.objective import Icl, samples
 from schemas.student import TrainingSpec
+from training.checkpoints import held_out
 from training.curve import draw_curve
 from training.evaluate import divergences, held_out_loss, held_out_rouge
 from training.examples import Example, Pair, language_modelling, load_examples, load_text, split
+from training.loop import TRAINER
 from training.rows import TokenRow, token_rows
 from training.students import Student, load_student
 from training.teacher import Teacher, load_teacher
@@ -24,20 +26,19 @@ from training.trainer import trainer_of
 
 
 class Report(transformers.TrainerCallback):  # type: ignore[misc]
-    """Keep the loss curve; write progress for the driver; stop where it asks."""
+    """Write progress for the driver."""
 
-    def __init__(self, work: Path, tokens: int, writes: bool) -> None:
-        self._work, self._tokens, self._writes, self._started = work, tokens, writes, time.monotonic()
-        self.losses: list[tuple[int, float]] = []
+    def __init__(self, work: Path, tokens: int) -> None:
+        self._work, self._tokens, self._started, self._first = work, tokens, 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._started, self._first = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        self.losses.append((state.global_step, float(logs["loss"])))
-        if not self._writes:
-            return
         seconds = time.monotonic() - self._started
-        done = state.global_step / max(1, state.max_steps)
+        done = (state.global_step - self._first) / max(1, state.max_steps)
         line = {
             "step": state.global_step, "steps": state.max_steps, "loss": logs["loss"],
             "tokens_per_second": self._tokens * done / seconds,
@@ -45,12 +46,6 @@ class Report(transformers.TrainerCallback):  # type: ignore[misc]
         new = self._work / "train-progress.new"
         new.write_text(json.dumps(line))
         new.replace(self._work / "train-progress.json")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        wish = torch.tensor(float((self._work / "train-stop").exists()), device=args.device)
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(wish)  # all stop at one step, or those that go on would wait for the others
-        control.should_training_stop = bool(wish)
 
 
 class Session:
@@ -84,13 +79,13 @@ class Session:
         }  # fmt: skip
         if (lm := language_modelling(spec.objective)) is not None:
             rows += self._rows(student, load_text(lm, student.seq2seq))[0]
-        self._measure("before", metrics, student, teacher, asked, held_rows)
-        report, is_whole = self._train(student, teacher, rows, metrics)
-        if not is_whole:
+        self._measure_once(metrics, student, teacher, asked, held_rows)
+        history = self._train(student, teacher, rows, held_rows, metrics)
+        if history is None:
             return  # stopped by the user: whoever stops does not want to wait for its measurement
         self._measure("after", metrics, student, teacher, asked, held_rows)
         if self.rank == 0:
-            self._save(student, metrics, report)
+            self._save(student, metrics, history)
         ray.train.report({name: value for name, value in metrics.items() if isinstance(value, int | float)})
 
     def _rows(self, student: Student, pairs: Sequence[Pair]) -> tuple[list[TokenRow], int]:
@@ -105,6 +100,19 @@ class Session:
         asked = [example[0] for example in held]
         fitting = [pair for pair in asked if self._rows(student, [pair])[0]]
         return fitting, self._rows(student, fitting)[0], len(asked) - len(fitting)
+
+    def _measure_once(self, metrics: dict[str, Any], *what: Any) -> None:
+        """What the untrained student is worth: kept for a training that is resumed, whose student is trained."""
+        kept = self.work / TRAINER / "before.json"
+        if self.rank == 0 and kept.is_file():
+            metrics.update(json.loads(kept.read_text()))
+        elif self.rank == 0:
+            known = set(metrics)
+            self._measure("before", metrics, *what)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            new = kept.with_suffix(".new")
+            new.write_text(json.dumps({name: value for name, value in metrics.items() if name not in known}))
+            new.replace(kept)
 
     def _measure(
         self, when: str, metrics: dict[str, Any], student: Student, teacher: Teacher | None, asked: list[Pair],
@@ -124,26 +132,32 @@ class Session:
             metrics[f"forward_kl_{when}"], metrics[f"reverse_kl_{when}"] = forward, reverse
 
     def _train(
-        self, student: Student, teacher: Teacher | None, rows: list[TokenRow], metrics: dict[str, Any]
-    ) -> tuple[Report, bool]:
-        """(the report, whether all steps were taken)."""
+        self, student: Student, teacher: Teacher | None, rows: list[TokenRow], held: list[TokenRow],
+        metrics: dict[str, Any],
+    ) -> list[dict[str, Any]] | None:  # fmt: skip
+        """The trainer's log; None where the user stopped it."""
         spec = self.spec
-        tokens = sum(len(row.input_ids) + (len(row.labels) if student.seq2seq else 0) for row in rows)
-        packed = spec.packing and not samples(spec.objective)
-        report = Report(self.work, int(tokens * spec.epochs), writes=self.rank == 0)
+        tokens = sum(len(row.input_ids) + (len(row.labels) if student.seq2seq else 0) for row in rows) * spec.epochs
         if teacher is not None and torch.cuda.is_available():
             teacher.model.to("cuda")
-        trainer = trainer_of(spec, student, teacher, rows, self.work / "trainer", [report])
+        callbacks = [Report(self.work, int(tokens))] if self.rank == 0 else []
+        trainer = trainer_of(
+            spec, student, teacher, rows, held, self.work / TRAINER, callbacks, (self.work / "train-stop").exists
+        )
         started = time.monotonic()
-        trainer.train()
+        first = trainer.go_on()
         seconds = time.monotonic() - started
+        state = trainer.state
         metrics.update(
-            steps=trainer.state.global_step, train_seconds=round(seconds, 3), packed=packed,
-            tokens_per_second=tokens * spec.epochs / seconds,
+            steps=state.global_step, train_seconds=round(seconds, 3),
+            packed=spec.packing and not samples(spec.objective),
+            tokens_per_second=tokens * (state.global_step - first) / state.max_steps / seconds,
         )  # fmt: skip
-        return report, trainer.state.global_step >= trainer.state.max_steps
+        if spec.checkpoints.best:
+            metrics["best_step"] = state.best_global_step
+        return None if trainer.was_stopped else list(state.log_history)
 
-    def _save(self, student: Any, metrics: dict[str, Any], report: Report) -> None:
+    def _save(self, student: Any, metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
         """Rank 0 writes the model, its metrics and its curve, aside; the driver moves them into place."""
         place = self.work / "student"
         shutil.rmtree(place, ignore_errors=True)
@@ -151,6 +165,7 @@ class Session:
         student.tokenizer.save_pretrained(place)
         for weights in place.glob("*.safetensors"):  # written for their owner alone, unlike all the rest
             weights.chmod(place.stat().st_mode & 0o666)
-        (place / "losses.csv").write_text("step,loss\n" + "".join(f"{s},{v}\n" for s, v in report.losses))
-        draw_curve(report.losses, metrics, place / "curve.png")
+        losses = [(line["step"], line["loss"]) for line in history if "loss" in line]
+        (place / "losses.csv").write_text("step,loss\n" + "".join(f"{s},{v}\n" for s, v in losses))
+        draw_curve(losses, held_out(history), metrics, place / "curve.png")
         (place / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

@@ -2,18 +2,22 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from schemas.errors import LimbeckError
 from schemas.objective import Gkd, MiniLLM, samples
 from schemas.student import TrainingSpec
+from training.checkpoints import Saving, newest, restore, step_of
+from training.evaluate import held_out_sums
 from training.learner import Learner, counts_of
 from training.rollout import Rollouts
 from training.rows import Bin, Collator, TokenRow, pack
@@ -33,18 +37,35 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, learner: Learner, rollouts: Rollouts | None, **kwargs: Any) -> None:
+    def __init__(
+        self, learner: Learner, student: Student, held: Sequence[TokenRow], rollouts: Rollouts | None, saving: Saving,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__(model=learner, **kwargs)
-        self._learner, self._rollouts = learner, rollouts
+        self.add_callback(saving)
+        self._learner, self._student, self._held, self._rollouts, self._saving = (
+            learner,
+            student,
+            held,
+            rollouts,
+            saving,
+        )
         self._seq2seq = bool(learner.model.config.is_encoder_decoder)
         self._since_check: list[tuple[list[str], Tensor]] = []
+        self._steps = 0  # since the loss was logged
         if rollouts is not None:
             rollouts.reduce = lambda tensor: self.accelerator.reduce(tensor, "sum")
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether the user ended it before its end."""
+        return self._saving.was_stopped
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
         """(micro-batches of a step, their counts over all workers, (5,))."""
+        self._steps += 1
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if self._rollouts is not None:
             batches = self._rollouts.sampled(batches, self.state.global_step)
@@ -65,28 +86,39 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As the stock one, with the objective's terms beside the loss; a loss that is no number ends the training."""
         if "loss" in logs:
-            self._require_finite()
-            steps = max(1, self.args.logging_steps)
-            for name, value in zip(self._learner.names, self._terms(), strict=True):
-                logs[f"loss_{name}"] = value / steps
+            sums = self._terms()
+            if not bool(sums.isfinite().all()):
+                self._refuse()
+            for name, value in zip(self._learner.names, sums.tolist(), strict=True):
+                logs[f"loss_{name}"] = value / self._steps
+            self._since_check.clear()
+            self._steps = 0
         super().log(logs, *args, **kwargs)
 
-    def _terms(self) -> list[float]:
-        sums = torch.stack([terms for _, terms in self._since_check]).sum(0)
-        self._since_check.clear()
-        found: list[float] = self.accelerator.reduce(sums, "sum").tolist()
-        return found
+    def _terms(self) -> Tensor:
+        """Sums of the terms since the last time, over all workers. Looked at when a loss is logged, for each look
+        waits for the device."""
+        sums: Tensor = self.accelerator.reduce(torch.stack([terms for _, terms in self._since_check]).sum(0), "sum")
+        return sums
 
-    def _require_finite(self) -> None:
-        """`LimbeckError` with the records of the first micro-batch whose loss is no number. Looked at when a loss is
-        logged, for each look waits for the device."""
-        for records, terms in self._since_check:
-            if not bool(terms.isfinite().all()):
-                shown = ", ".join(records[:8]) + (" ..." if len(records) > 8 else "")
-                raise LimbeckError(
-                    f"the loss is {float(terms.sum())} at step {self.state.global_step}, at records {shown}",
-                    "lower learning_rate, or look at these records; the last good checkpoint is kept",
-                )
+    def _refuse(self) -> None:
+        """`LimbeckError`, the same on all workers, with the records of the first loss that is no number."""
+        odd = [(records, terms) for records, terms in self._since_check if not bool(terms.isfinite().all())]
+        found = gather_object([f"{float(terms.sum())} at records {_some(records)}" for records, terms in odd[:1]])
+        raise LimbeckError(
+            f"at step {self.state.global_step} the loss is {found[0] if found else 'too large'}",
+            "look at these records, or lower learning_rate under another --out: this one keeps its last checkpoint",
+        )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The held-out loss, each worker on its share of the rows."""
+        total, count = held_out_sums(self._student, self._held[self.args.process_index :: self.args.world_size])
+        sums = torch.tensor([total, float(count)], device=self.args.device)
+        total, count = self.accelerator.reduce(sums, "sum").tolist()
+        found = {"eval_loss": total / max(1.0, count)}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Tied weights, which the stock one refuses for a module that is no model of transformers, are saved once."""
@@ -95,21 +127,46 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         save_model(self._learner, str(place / WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_model(self._learner, str(Path(resume_from_checkpoint, WEIGHTS)))
+        try:
+            load_model(self._learner, str(Path(resume_from_checkpoint, WEIGHTS)))
+        except (RuntimeError, OSError, SafetensorError) as error:
+            line = str(error).strip().splitlines()[0][:200]
+            raise LimbeckError(
+                f"{resume_from_checkpoint}: a checkpoint of another model, or a damaged one: {line}",
+                "remove it to begin anew, or choose another --out",
+            ) from None
+
+    def go_on(self) -> int:
+        """Train from the newest checkpoint, where there is one, to the end; the step that it began at."""
+        found = newest(Path(self.args.output_dir))
+        if found is not None and self._rollouts is not None:
+            restore(self._rollouts, found)
+        self.train(resume_from_checkpoint=None if found is None else str(found))
+        if self.args.metric_for_best_model and self.state.best_model_checkpoint and not self.was_stopped:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        return 0 if found is None else step_of(found)
+
+
+def _some(records: Sequence[str]) -> str:
+    return ", ".join(records[:8]) + (" ..." if len(records) > 8 else "")
 
 
 def trainer_of(
-    spec: TrainingSpec, student: Student, teacher: Teacher | None, rows: Sequence[TokenRow], out: Path,
-    callbacks: Sequence[transformers.TrainerCallback],
+    spec: TrainingSpec, student: Student, teacher: Teacher | None, rows: Sequence[TokenRow], held: Sequence[TokenRow],
+    out: Path, callbacks: Sequence[transformers.TrainerCallback] = (), wished: Callable[[], bool] = lambda: False,
 ) -> TokenTrainer:  # fmt: skip
-    """What trains `student` on `rows` as `spec` says, on however many workers the process is one of."""
+    """What trains `student` on `rows` as `spec` says, on however many workers the process is one of.
+
+    Checkpoints are in `out`; `held` are the rows that tell which is the best; `wished` is asked whether to stop.
+    """
     packed = spec.packing and not samples(spec.objective)
     bins: list[Bin] = list(pack(rows, spec.max_length, student.seq2seq)) if packed else [[row] for row in rows]
     collate = Collator(student.tokenizer.pad_token_id, student.seq2seq)
     learner = Learner(student.model, spec.objective, teacher)
+    rollouts = _rollouts(spec, student, teacher, collate)
     trainer = TokenTrainer(
-        learner, _rollouts(spec, student, teacher, collate), args=_arguments(spec, len(bins), out),
-        train_dataset=bins, data_collator=collate, callbacks=list(callbacks),
+        learner, student, held, rollouts, Saving(spec.checkpoints, wished, rollouts),
+        args=_arguments(spec, len(bins), out), train_dataset=bins, data_collator=collate, callbacks=list(callbacks),
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
@@ -131,7 +188,8 @@ def _arguments(spec: TrainingSpec, bins: int, out: Path) -> transformers.Trainin
         output_dir=str(out), per_device_train_batch_size=spec.batch_size,
         gradient_accumulation_steps=spec.accumulation, num_train_epochs=spec.epochs,
         learning_rate=spec.learning_rate, seed=spec.seed, warmup_steps=int(WARMUP * steps),
-        logging_steps=max(1, steps // 200), logging_nan_inf_filter=False, save_strategy="no", report_to="none",
+        logging_steps=max(1, steps // 200), logging_nan_inf_filter=False, report_to="none",
+        save_strategy="steps", save_steps=steps, metric_for_best_model="loss" if spec.checkpoints.best else None,
         disable_tqdm=True, remove_unused_columns=False, use_cpu=not cuda, bf16=cuda, dataloader_pin_memory=cuda,
         ddp_find_unused_parameters=False,
     )  # fmt: skip

@@ -45,7 +45,7 @@ def trained(
          "max_length": 64, "packing": False, **settings}
     )  # fmt: skip
     rows = rows_of(made, spec.objective.name)
-    trainer = trainer_of(spec, made, teacher, rows, out, [])
+    trainer = trainer_of(spec, made, teacher, rows, rows, out)
     trainer.train()
     return made, rows, trainer.state.log_history
 
@@ -95,7 +95,7 @@ def test_a_white_box_objective_brings_the_student_to_its_teacher(
 def test_a_loss_that_is_no_number_ends_the_training_with_its_records(tmp_path: Path) -> None:
     made = student("llama")
     made.model.get_output_embeddings().weight.data[7] = float("nan")
-    with pytest.raises(LimbeckError, match=r"the loss is nan at step 1, at records r\d"):
+    with pytest.raises(LimbeckError, match=r"at step 1 the loss is nan at records r\d"):
         trained("llama", {"name": "sft"}, tmp_path, made=made, batch_size=2)
 
 

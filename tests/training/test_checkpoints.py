@@ -1,0 +1,106 @@
+"""Trainings that are stopped, killed, resumed, or ended early."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from test_trainer import rows_of, taught
+from tiny_students import student
+
+from schemas.errors import LimbeckError
+from schemas.student import TrainingSpec
+from training.checkpoints import WHOLE, newest, stale, step_of
+from training.evaluate import held_out_loss
+from training.students import Student
+from training.teacher import Teacher
+from training.trainer import TokenTrainer, trainer_of
+
+pytestmark = pytest.mark.slow
+transformers.logging.disable_progress_bar()
+
+
+def trainer(
+    arch: str, out: Path, objective: dict[str, Any] | None = None, teacher: Teacher | None = None, stop_at: int = 0,
+    held_apart: bool = False, **settings: Any,
+) -> tuple[TokenTrainer, Student]:  # fmt: skip
+    """A training of a fresh student on eight rows, which its user stops after some steps."""
+    made = student(arch)
+    spec = TrainingSpec.model_validate(
+        {"student": "s", "objective": objective or {"name": "sft"}, "teacher": "t" if teacher else None,
+         "learning_rate": 0.01, "max_length": 64, "packing": False, "batch_size": 2, "epochs": 3, **settings}
+    )  # fmt: skip
+    rows, found = rows_of(made, spec.objective.name), []
+    learned, held = (rows[:4], rows[4:]) if held_apart else (rows, rows)
+    wished = lambda: found[0].state.global_step == stop_at  # noqa: E731
+    found.append(trainer_of(spec, made, teacher, learned, held, out, (), wished))
+    return found[0], made
+
+
+def curve(done: TokenTrainer) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in done.state.log_history if "loss" in line]
+
+
+def weights(made: Student) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in made.model.parameters()])
+
+
+OBJECTIVES: list[dict[str, Any]] = [
+    {"name": "sft"}, {"name": "step_by_step"}, {"name": "icl"}, {"name": "kd"}, {"name": "hidden"},
+    {"name": "gkd", "lambda": 0.5, "max_new_tokens": 6}, {"name": "minillm", "reuse": 3, "max_new_tokens": 6},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", ["llama", "t5"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o["name"])
+def test_stopped_and_resumed_equals_uninterrupted(arch: str, objective: dict[str, Any], tmp_path: Path) -> None:
+    teacher = taught(arch, tmp_path / "teacher") if objective["name"] in ("kd", "hidden", "gkd", "minillm") else None
+    whole, at_once = trainer(arch, tmp_path / "whole", objective, teacher)
+    assert whole.go_on() == 0
+    first, _ = trainer(arch, tmp_path / "cut", objective, teacher, stop_at=5)
+    first.go_on()
+    assert first.was_stopped and first.state.global_step == 5
+    second, in_two = trainer(arch, tmp_path / "cut", objective, teacher)
+    assert second.go_on() == 5
+    assert not second.was_stopped
+    assert curve(second) == curve(whole)
+    assert torch.equal(weights(in_two), weights(at_once))
+
+
+def test_only_a_checkpoint_that_is_whole_is_resumed_from(tmp_path: Path) -> None:
+    first, _ = trainer("llama", tmp_path, stop_at=8, checkpoints={"every": 3, "keep": 5})
+    first.go_on()
+    assert [step_of(p) for p in sorted(tmp_path.glob("checkpoint-*"), key=step_of)] == [3, 6, 8]
+    (tmp_path / "checkpoint-8" / WHOLE).unlink()  # as if killed while it was written
+    (tmp_path / "checkpoint-8" / "learner.safetensors").write_bytes(b"torn")
+    second, _ = trainer("llama", tmp_path)
+    assert second.go_on() == 6
+    assert step_of(newest(tmp_path) or tmp_path) == 12
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
+    checkpoints = {"every": 2, "keep": 2, "best": True}
+    done, made = trainer("llama", tmp_path, held_apart=True, checkpoints=checkpoints, epochs=20)
+    done.go_on()
+    losses = {line["step"]: line["eval_loss"] for line in done.state.log_history if "eval_loss" in line}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 38  # what is learned by heart helps other rows less and less
+    assert {step_of(p) for p in tmp_path.glob("checkpoint-*")} == {best, 38, 40}
+    assert held_out_loss(made, rows_of(made, "sft")[4:]) == pytest.approx(losses[best], rel=1e-5)
+
+
+def test_a_training_ends_early_when_the_held_out_loss_stays(tmp_path: Path) -> None:
+    done, _ = trainer("llama", tmp_path, held_apart=True, checkpoints={"every": 1, "patience": 3}, epochs=100)
+    done.go_on()
+    losses = [line["eval_loss"] for line in done.state.log_history if "eval_loss" in line]
+    assert done.state.global_step < 200 and stale(losses) == 3
+    assert not done.was_stopped
+
+
+def test_a_checkpoint_of_another_model_is_told(tmp_path: Path) -> None:
+    first, _ = trainer("llama", tmp_path, stop_at=2)
+    first.go_on()
+    second, _ = trainer("t5", tmp_path)
+    with pytest.raises(LimbeckError, match="checkpoint-2: a checkpoint of another model"):
+        second.go_on()

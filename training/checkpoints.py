@@ -1,0 +1,110 @@
+"""Checkpoints of a training: when one is written, which are whole, what is in them beside the Trainer's own files."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from schemas.student import Checkpoints
+from training.rollout import Rollouts
+
+WHOLE = "whole"  # a file in a checkpoint that every worker has written its part of
+EVERY_S = 300.0
+SHARES = 10  # of the steps, where the best of several checkpoints is looked for
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def newest(place: Path) -> Path | None:
+    """The last checkpoint below `place` that is whole."""
+    whole = (marker.parent for marker in place.glob(f"checkpoint-*/{WHOLE}"))
+    return max(whole, key=step_of, default=None)
+
+
+def stale(losses: Sequence[float]) -> int:
+    """How many held-out losses came after the lowest one."""
+    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+
+def held_out(history: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
+    """(step, held-out loss) of the evaluations in a trainer's log."""
+    return [(line["step"], line["eval_loss"]) for line in history if "eval_loss" in line]
+
+
+class Saving(transformers.TrainerCallback):  # type: ignore[misc]
+    """Decides at each step, alike on all workers, whether to save, to evaluate, and to stop.
+
+    `wished`: whether the user wants it to end. The state is saved then too, so that the same command goes on from it.
+    `clock`: seconds, from any start.
+    """
+
+    def __init__(
+        self, spec: Checkpoints, wished: Callable[[], bool], rollouts: Rollouts | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._spec, self._wished, self._rollouts, self._clock = spec, wished, rollouts, clock
+        self._saved_at = clock()
+        self.was_stopped = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        due = control.should_log and self._clock() - self._saved_at > EVERY_S
+        stop, late = _anywhere([self._wished(), due], args.device)
+        self.was_stopped = stop and state.global_step < state.max_steps
+        control.should_save |= stop or self._is_due(state, late)
+        if self.was_stopped:
+            control.should_training_stop = True
+        elif control.should_save:
+            control.should_evaluate = self._spec.compares
+        if control.should_save:
+            control.should_log = True  # the interval of a logged loss must not reach over a restart
+
+    def _is_due(self, state: Any, late: bool) -> bool:
+        every = self._spec.every
+        if every is None and self._spec.compares:
+            every = max(1, state.max_steps // SHARES)
+        return late if every is None else state.global_step % every == 0
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        patience = self._spec.patience
+        if patience is not None and stale([loss for _, loss in held_out(state.log_history)]) >= patience:
+            control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._saved_at = self._clock()
+        place = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        if self._rollouts is not None:
+            (place / f"rollouts-{args.process_index}.json").write_text(json.dumps(self._rollouts.state()))
+        _anywhere([True], args.device)  # a barrier: only what all have written is whole
+        if args.process_index == 0:
+            (place / WHOLE).touch()
+            self._prune(Path(args.output_dir), state)
+
+    def _prune(self, place: Path, state: Any) -> None:
+        """Leave the newest ones that are whole, and the best."""
+        found = sorted(place.glob("checkpoint-*"), key=step_of)
+        kept = [one for one in found if (one / WHOLE).is_file()][-self._spec.keep :]
+        for checkpoint in found:
+            if checkpoint not in kept and str(checkpoint) != state.best_model_checkpoint:
+                shutil.rmtree(checkpoint)
+
+
+def restore(rollouts: Rollouts, checkpoint: Path) -> None:
+    """Give back the sampled responses that were still to be learned from. Each worker takes those of all: on another
+    number of them its rows are others."""
+    for kept in checkpoint.glob("rollouts-*.json"):
+        rollouts.restore(json.loads(kept.read_text()))
+
+
+def _anywhere(here: Sequence[bool], device: Any) -> list[bool]:
+    """Which of these hold on any worker: the same on all, or those that go on would wait for the others."""
+    flags = torch.tensor([float(flag) for flag in here], device=device)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(flags)
+    return [flag > 0 for flag in flags.tolist()]
