@@ -231,7 +231,7 @@ def replay(
 def train(
     spec: Annotated[Path, typer.Argument(help="A training spec in YAML.", metavar="SPEC")],
     out: Annotated[
-        Path, typer.Option("--out", help="Where student/ is made. The same command trains anew only what is not there.")
+        Path, typer.Option("--out", help="Where student/ is made. The same command goes on where it was ended.")
     ],
     address: Address = None,
     settings: Settings = None,
@@ -252,7 +252,9 @@ def train(
 
         def watch(now: dict[str, Any]) -> None:
             nonlocal last
-            if now["step"] != last:
+            if "captured" in now:
+                print(f"teacher written down: {now['captured']}/{now['shards']} shards", file=sys.stderr, flush=True)
+            elif now["step"] != last:
                 last = now["step"]
                 speed = f"{now['tokens_per_second']:,.0f} tokens/s"
                 print(

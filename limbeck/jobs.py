@@ -231,12 +231,14 @@ def train(
     """
     from training.examples import check_data
     from training.loop import TRAINER, fit, publish
+    from training.signals import check_cache
     from training.students import check_student, check_teacher
 
     with refused_as_spec():
         check_student(spec.student, spec.data)
         check_teacher(spec.teacher)
         check_data(spec.data, spec.objective)
+        check_cache(spec)
         student = Path(out) / "student"
         if student.exists() and not (student / "metrics.json").is_file():
             raise SpecError(f"{student} is there and no student of ours", "choose another --out; nothing was touched")

@@ -17,7 +17,8 @@ from schemas.student import TrainingSpec
 Spec = TypeVar("Spec", bound=Strict)
 PATHS = (("source", "path"), ("prompt", "exemplars"), ("train", "data", "path"), ("train", "data", "run"),
          ("data", "path"), ("data", "run"), ("train", "student", "from"), ("student", "from"),
-         ("train", "student"), ("student",))  # fmt: skip
+         ("train", "student"), ("student",), ("train", "teacher"), ("teacher",), ("objective", "lm", "path"),
+         ("train", "objective", "lm", "path"), ("objective", "cache"), ("train", "objective", "cache"))  # fmt: skip
 
 
 LONGEST_NAME = 255  # bytes of a file name, on every file system in common use
@@ -130,7 +131,7 @@ def resolve_paths(spec: dict[str, Any], folder: Path) -> None:
             continue
         if any(c < " " for c in value) or max(len(part.encode()) for part in value.split("/")) > LONGEST_NAME:
             raise SpecError(f"{key}: {value[:60]!r} cannot be a path", "name a file or a folder")
-        is_model = key in ("model", "student", "from")
+        is_model = key in ("model", "student", "teacher", "from")
         expanded = os.path.expanduser(value)  # noqa: PTH111 - the method raises for an unknown user
         beside, current = folder / expanded, Path.cwd() / expanded
         if is_model and not (beside.exists() or current.exists()):

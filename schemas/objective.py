@@ -3,7 +3,7 @@
 import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.lane import Strict
 
@@ -61,6 +61,15 @@ class Kd(Strict):
         None, description="learn from the teacher's k likeliest tokens; null: from all"
     )
     tail: bool = Field(True, description="what the k do not hold counts as one more token; else k are renormalised")
+    cache: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="a folder where the teacher's top_k are written once, before the training; null: asked live"
+    )
+
+    @model_validator(mode="after")
+    def _sparse(self) -> "Kd":
+        if self.cache is not None and self.top_k is None:
+            raise ValueError("cache holds the teacher's likeliest tokens: set top_k, as in 64")
+        return self
 
 
 class Hidden(Strict):

@@ -1,8 +1,9 @@
 """From rows of a training set to what a student reads and writes, as each objective wants it."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from schemas.errors import SpecError
@@ -47,9 +48,17 @@ def check_data(data: TrainingData | None, objective: AnyObjective) -> None:
 
 def load_examples(data: TrainingData, objective: AnyObjective) -> list[Example]:
     """All examples of a dataset. `SpecError` for a missing file, an absent field, or no rows."""
-    found = list(_examples(data, objective))
+    found, seen = [], Counter[str]()
+    for example in _examples(data, objective):
+        seen[example[0].record] += 1
+        found.append(_again(example, seen[example[0].record]))
     _require_two(len(found))
     return found
+
+
+def _again(example: Example, time: int) -> Example:
+    """An id that stands twice is told apart: what is sampled or written down of a record is found by it."""
+    return example if time == 1 else tuple(replace(pair, record=f"{pair.record}#{time}") for pair in example)
 
 
 def _require_two(rows: int) -> None:

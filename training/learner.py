@@ -52,11 +52,17 @@ def depth(model: Any) -> int:
 
 
 class Learner(nn.Module):
-    """forward(batch, counts, progress) -> weighted sums of the objective's terms over their counts, (terms,)."""
+    """forward(batch, counts, progress) -> weighted sums of the objective's terms over their counts, (terms,).
 
-    def __init__(self, model: Any, spec: AnyObjective, teacher: Teacher | None = None) -> None:
+    vocabulary: how many logits are compared with a teacher that is not here, but in the batch.
+    """
+
+    def __init__(
+        self, model: Any, spec: AnyObjective, teacher: Teacher | None = None, vocabulary: int | None = None
+    ) -> None:
         super().__init__()
         self.model, self.spec = model, spec
+        self._vocabulary = vocabulary if teacher is None else teacher.vocabulary
         self._teacher = (teacher,)  # not a submodule: neither trained, nor saved, nor shared out
         self.projections: Projections | None = None
         self.names: list[str] = []
@@ -77,10 +83,9 @@ class Learner(nn.Module):
         (teacher,), states = self._teacher, self.projections is not None
         student = aligned(self.model, batch, states)
         cached = TopK(batch["top_ids"], batch["top_log_probs"]) if "top_ids" in batch else None
-        told = None
-        if teacher is not None:
-            student = cut(student, teacher.vocabulary)
-            told = None if cached is not None else teacher(batch, states)
+        if self._vocabulary is not None:
+            student = cut(student, self._vocabulary)
+        told = teacher(batch, states) if teacher is not None and cached is None else None
         sampled = Sampled(batch["mix"], batch["returns"]) if "mix" in batch else None
         return View(
             student, batch["tasks"][student.owners], batch["weights"][student.owners], told, cached, sampled,

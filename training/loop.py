@@ -31,11 +31,15 @@ def fit(
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
     import ray.train
 
+    from training.signals import cache_of, capture
+
     work = out / ".work"
     work.mkdir(parents=True, exist_ok=True)
     for stale in ("train-stop", "train-progress.json"):
         (work / stale).unlink(missing_ok=True)
     shutil.rmtree(work / "student", ignore_errors=True)
+    if cache_of(spec) is not None and not capture(spec, watch, stopping):
+        raise Interrupted("interrupted while the teacher was written down", "run the same command to go on")
     trainer = _trainer_class(outlives_us)(
         train_worker,
         train_loop_config={"spec": spec.model_dump(mode="json", by_alias=True), "work": str(work)},
@@ -59,6 +63,15 @@ def fit(
     metrics = publish(work / "student", out / "student")
     shutil.rmtree(work / TRAINER, ignore_errors=True)
     return metrics
+
+
+def use_assigned_cores() -> None:
+    """As many threads as Ray gave cores to this process, where there is no GPU."""
+    import ray
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
 
 
 def _trainer_class(outlives_us: bool) -> Any:

@@ -2,9 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from schemas.objective import Icl
+from schemas.student import TrainingSpec
 from training.examples import Pair
+
+if TYPE_CHECKING:
+    from training.signals import Signals
 
 IGNORED = -100  # label of a token without a loss
 
@@ -68,6 +73,18 @@ def token_rows(
     return rows, left_out
 
 
+def rows_for(spec: TrainingSpec, pairs: Sequence[Pair], tokenizer: Any, seq2seq: bool) -> tuple[list[TokenRow], int]:
+    """`token_rows` as a training spec wants them."""
+    assert spec.data is not None
+    cut_prompts = isinstance(spec.objective, Icl)
+    return token_rows(pairs, tokenizer, spec.max_length, spec.data.template, seq2seq, cut_prompts)
+
+
+def predicted(row: TokenRow, seq2seq: bool) -> int:
+    """Tokens of a row that a model predicts: nothing comes before the first one of a decoder-only row."""
+    return sum(label != IGNORED for label in (row.labels if seq2seq else row.labels[1:]))
+
+
 def pack(rows: Sequence[TokenRow], max_length: int, seq2seq: bool) -> list[list[TokenRow]]:
     """Bins of rows, first fit by falling length: at most `max_length` tokens, and so many of labels, in each.
 
@@ -96,11 +113,12 @@ class Collator:
 
     input_ids, labels and owners (the number of the row that each label belongs to), B x width each; tasks and weights
     (rows,), and the rows themselves. attention_mask where each bin holds one row; else position_ids (decoder-only) or
-    three masks of B x 1 x width x width (encoder-decoder), which keep the rows of a bin apart.
+    three masks of B x 1 x width x width (encoder-decoder), which keep the rows of a bin apart. With `signals`, top_ids
+    and top_log_probs (tokens with a loss, k) of the teacher.
     """
 
-    def __init__(self, pad_id: int, seq2seq: bool) -> None:
-        self._pad, self._seq2seq = pad_id, seq2seq
+    def __init__(self, pad_id: int, seq2seq: bool, signals: "Signals | None" = None) -> None:
+        self._pad, self._seq2seq, self._signals = pad_id, seq2seq, signals
 
     def __call__(self, bins: Sequence[Bin]) -> dict[str, Any]:
         import torch
@@ -116,6 +134,9 @@ class Collator:
             "weights": torch.tensor([row.weight for row in rows]),
             "rows": rows,
         }
+        if self._signals is not None:
+            ids, log_probs = self._signals.of(rows)
+            batch |= {"top_ids": torch.from_numpy(ids), "top_log_probs": torch.from_numpy(log_probs)}
         if all(len(bin) == 1 for bin in bins):
             batch["attention_mask"] = _padded([[1] * len(bin[0].input_ids) for bin in bins], 0)
         elif self._seq2seq:

@@ -12,14 +12,15 @@ import torch
 import transformers
 
 from schemas.errors import LimbeckError
-from schemas.objective import Icl, samples
+from schemas.objective import samples
 from schemas.student import TrainingSpec
 from training.checkpoints import held_out
 from training.curve import draw_curve
 from training.evaluate import divergences, held_out_loss, held_out_rouge
 from training.examples import Example, Pair, language_modelling, load_examples, load_text, split
-from training.loop import TRAINER
-from training.rows import TokenRow, token_rows
+from training.loop import TRAINER, use_assigned_cores
+from training.rows import TokenRow, rows_for
+from training.signals import cache_of
 from training.students import Student, load_student
 from training.teacher import Teacher, load_teacher
 from training.trainer import trainer_of
@@ -56,9 +57,7 @@ class Session:
         self.rank = ray.train.get_context().get_world_rank()
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        if not torch.cuda.is_available():
-            cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-            torch.set_num_threads(max(1, int(cores)))
+        use_assigned_cores()
 
     def run(self) -> None:
         spec = self.spec
@@ -68,7 +67,7 @@ class Session:
         student = load_student(spec.student, texts, spec.seed, spec.teacher)
         if spec.data.template and not student.tokenizer.chat_template:
             raise LimbeckError("data.template: chat, but the student's tokenizer has none", "leave template out")
-        teacher = load_teacher(spec.teacher, student) if spec.teacher else None
+        teacher = load_teacher(spec.teacher, student) if spec.teacher and cache_of(spec) is None else None
         rows, left_out = self._rows(student, [pair for example in learn for pair in example])
         asked, held_rows, more_left_out = self._held_out(student, held)
         if not rows or not held_rows:
@@ -89,11 +88,7 @@ class Session:
         ray.train.report({name: value for name, value in metrics.items() if isinstance(value, int | float)})
 
     def _rows(self, student: Student, pairs: Sequence[Pair]) -> tuple[list[TokenRow], int]:
-        assert self.spec.data is not None
-        return token_rows(
-            pairs, student.tokenizer, self.spec.max_length, self.spec.data.template, student.seq2seq,
-            cut_prompts=isinstance(self.spec.objective, Icl),
-        )  # fmt: skip
+        return rows_for(self.spec, pairs, student.tokenizer, student.seq2seq)
 
     def _held_out(self, student: Student, held: Sequence[Example]) -> tuple[list[Pair], list[TokenRow], int]:
         """(what is asked, its rows, how many were too long): loss and ROUGE-L are of the same rows."""
@@ -126,6 +121,8 @@ class Session:
         student.model.to(device)
         metrics[f"loss_{when}"] = held_out_loss(student, rows)
         metrics[f"rouge_l_{when}"] = held_out_rouge(student, asked, self.spec.data.template, self.spec.max_length)
+        if teacher is None and self.spec.teacher:
+            teacher = load_teacher(self.spec.teacher, student)  # written down; here for its dense distributions alone
         if teacher is not None:
             teacher.model.to(device)
             forward, reverse = divergences(student, teacher, rows)

@@ -54,7 +54,11 @@ def check_teacher(teacher: str | None) -> None:
 def weights_digest(spec: TrainingSpec) -> str:
     """Names, sizes and times of the local weights that a training starts from; those of the Hub go by their id."""
     source = spec.student.source if isinstance(spec.student, LayerCut) else spec.student
-    names = [name for name in (source, spec.teacher) if isinstance(name, str)]
+    return named_weights_digest([name for name in (source, spec.teacher) if isinstance(name, str)])
+
+
+def named_weights_digest(names: Iterable[str]) -> str:
+    """Names, sizes and times of what of these models is on this disk."""
     local = [path for name in names for path in ([Path(name)] if name.endswith(".gguf") else _weights_in(Path(name)))]
     return files_digest(local)
 
@@ -170,6 +174,13 @@ def tokenizer_of(teacher: str) -> Any:
     import transformers
 
     return _with_ends(transformers.AutoTokenizer.from_pretrained(_place(teacher)), teacher, "teacher")
+
+
+def config_of(name: str) -> Any:
+    """The configuration of a model by name."""
+    import transformers
+
+    return transformers.AutoConfig.from_pretrained(_place(name))
 
 
 def kept_copy(weights: Path) -> Path:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from schemas.errors import SpecError
 from training.aligned import Aligned, aligned
-from training.students import Student, pretrained
+from training.students import Student, config_of, pretrained, tokenizer_of
 
 # Texts whose tokens tell tokenizers apart that look alike: spaces, digits, accents, code, an emoji, other scripts.
 PROBES = (
@@ -38,15 +38,25 @@ def cut(seen: Aligned, vocabulary: int) -> Aligned:
 def load_teacher(name: str, student: Student) -> Teacher:
     """The teacher `name` of a student. `SpecError` where their tokens cannot be compared."""
     found = pretrained(name, "teacher")
-    if found.seq2seq != student.seq2seq:
+    size = _comparable(name, found.tokenizer, found.model.config, student)
+    return Teacher(found.model.eval().requires_grad_(False), size)
+
+
+def vocabulary_with(name: str, student: Student) -> int:
+    """How many logits a student and the teacher `name` have in common, without loading the teacher's weights.
+    `SpecError` as in `load_teacher`."""
+    return _comparable(name, tokenizer_of(name), config_of(name), student)
+
+
+def _comparable(name: str, tokenizer: Any, config: Any, student: Student) -> int:
+    if bool(config.is_encoder_decoder) != student.seq2seq:
         kinds = ("decoder-only", "an encoder-decoder")
         raise SpecError(
-            f"teacher {name}: it is {kinds[found.seq2seq]}, the student is {kinds[student.seq2seq]}",
+            f"teacher {name}: it is {kinds[not student.seq2seq]}, the student is {kinds[student.seq2seq]}",
             "choose a teacher of the student's kind",
         )
-    size = shared_vocabulary(found.tokenizer, student.tokenizer, name)
-    widths = (found.model.config.vocab_size, student.model.config.vocab_size)
-    return Teacher(found.model.eval().requires_grad_(False), min(size, *widths))
+    size = shared_vocabulary(tokenizer, student.tokenizer, name)
+    return min(size, config.vocab_size, student.model.config.vocab_size)
 
 
 def shared_vocabulary(teacher: Any, student: Any, name: str = "") -> int:

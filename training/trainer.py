@@ -21,8 +21,9 @@ from training.evaluate import held_out_sums
 from training.learner import Learner, counts_of
 from training.rollout import Rollouts
 from training.rows import Bin, Collator, TokenRow, pack
+from training.signals import Signals, cache_of
 from training.students import Student
-from training.teacher import Teacher
+from training.teacher import Teacher, vocabulary_with
 
 WARMUP = 0.05  # share of the steps over which the learning rate rises
 WEIGHTS = "learner.safetensors"
@@ -161,8 +162,11 @@ def trainer_of(
     """
     packed = spec.packing and not samples(spec.objective)
     bins: list[Bin] = list(pack(rows, spec.max_length, student.seq2seq)) if packed else [[row] for row in rows]
-    collate = Collator(student.tokenizer.pad_token_id, student.seq2seq)
-    learner = Learner(student.model, spec.objective, teacher)
+    cache = cache_of(spec)
+    signals = None if cache is None else Signals(cache, student.seq2seq)
+    vocabulary = vocabulary_with(spec.teacher, student) if signals is not None and spec.teacher else None
+    collate = Collator(student.tokenizer.pad_token_id, student.seq2seq, signals)
+    learner = Learner(student.model, spec.objective, None if signals else teacher, vocabulary)
     rollouts = _rollouts(spec, student, teacher, collate)
     trainer = TokenTrainer(
         learner, student, held, rollouts, Saving(spec.checkpoints, wished, rollouts),

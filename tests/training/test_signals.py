@@ -1,0 +1,99 @@
+"""A teacher written down once: what is learned from it is what is learned from the teacher itself."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Finished
+from tiny_students import PROMPTS, student
+
+from schemas.errors import LimbeckError
+from schemas.student import TrainingSpec
+from training.checkpoints import held_out
+from training.divergences import top_k
+from training.examples import load_examples
+from training.rows import Collator, rows_for
+from training.signals import Signals, cache_of, capture
+from training.students import pretrained
+from training.teacher import load_teacher
+from training.trainer import trainer_of
+
+pytestmark = pytest.mark.ray
+Command = Callable[..., Finished]
+K = 8
+
+
+@pytest.fixture
+def pairs(jsonl: Callable[..., Path]) -> Path:
+    """Twelve pairs, of which all share four ids."""
+    return jsonl([{"id": f"p{i % 4}", "prompt": q, "response": f"{a} {i}"} for i, (q, a) in enumerate(PROMPTS * 4)])
+
+
+def spec_of(arch: str, pairs: Path, place: Path, **settings: Any) -> TrainingSpec:
+    """KD from a saved tiny teacher into one like it with other weights."""
+    for name, noise in (("teacher", 0.2), ("student", 0.0)):
+        made = student(arch)
+        torch.manual_seed(5)
+        for parameter in made.model.parameters():
+            parameter.data += noise * torch.randn_like(parameter)
+        made.model.save_pretrained(place / name)
+        made.tokenizer.save_pretrained(place / name)
+    objective = {"name": "kd", "top_k": K, "cache": str(place / "cache")}
+    return TrainingSpec.model_validate(
+        {"student": str(place / "student"), "teacher": str(place / "teacher"), "objective": objective,
+         "data": {"path": str(pairs)}, "max_length": 64, "batch_size": 2, "epochs": 3, **settings}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", ["llama", "t5"])
+def test_what_is_written_down_is_what_the_teacher_says(
+    arch: str, pairs: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    spec = spec_of(arch, pairs, tmp_path)
+    seen: list[dict[str, Any]] = []
+    assert capture(spec, seen.append, lambda: False)
+    assert seen == [{"captured": 1, "shards": 1}]
+    assert capture(spec, seen.append, lambda: False) and len(seen) == 1  # what is there is kept
+    made = pretrained(str(spec.student))
+    assert spec.data is not None and isinstance(spec.student, str)
+    examples = load_examples(spec.data, spec.objective)
+    rows, _ = rows_for(spec, [pair for example in examples for pair in example], made.tokenizer, made.seq2seq)
+    signals = Signals(tmp_path / "cache", made.seq2seq)
+    teacher = load_teacher(str(spec.teacher), made)
+    batch = Collator(made.tokenizer.pad_token_id, made.seq2seq, signals)([rows[:3], rows[3:8]])  # packed
+    said = top_k(teacher({n: x for n, x in batch.items() if isinstance(x, torch.Tensor)}).logits, K)
+    assert torch.equal(batch["top_ids"], said.ids)
+    assert torch.allclose(batch["top_log_probs"], said.log_probs, atol=1e-5)
+
+    curves = []
+    for objective in ({"name": "kd", "top_k": K}, {"name": "kd", "top_k": K, "cache": str(tmp_path / "cache")}):
+        ours, this = pretrained(str(spec.student)), spec.model_copy(update={"objective": spec.objective})
+        this = TrainingSpec.model_validate({**spec.model_dump(mode="json", by_alias=True), "objective": objective})
+        live = None if cache_of(this) else load_teacher(str(spec.teacher), ours)
+        trainer = trainer_of(this, ours, live, rows, rows, tmp_path / str(len(curves)))
+        trainer.go_on()
+        curves.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+        assert held_out(trainer.state.log_history) == []
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+    changed = rows[0].__class__([*rows[0].input_ids, 5], [*rows[0].labels, 5], rows[0].record)
+    with pytest.raises(LimbeckError, match="does not know record p0"):
+        signals.of([changed])
+
+
+def test_a_training_writes_its_teacher_down_once(command: Command, pairs: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump(spec_of("llama", pairs, tmp_path).model_dump(mode="json", by_alias=True)))
+    first = command("train", spec, "--out", tmp_path / "one")
+    assert first.returncode == 0, first.stderr
+    assert "teacher written down: 1/1 shards" in first.stderr
+    metrics = json.loads((tmp_path / "one" / "student" / "metrics.json").read_text())
+    assert metrics["forward_kl_after"] < metrics["forward_kl_before"]
+    other = command("train", spec, "--out", tmp_path / "three", "--set", "max_length=32")
+    assert other.returncode == 2 and "was made with another max_length" in other.stderr
+    odd = command("train", spec, "--out", tmp_path / "three", "--set", f"objective.cache={tmp_path}")
+    assert odd.returncode == 2 and "no cache of ours" in odd.stderr

@@ -1,0 +1,198 @@
+"""A teacher's likeliest tokens, written down once: capture by Ray actors, lookup by record while a student learns.
+
+A cache is a folder of parquet shards, one row for each row of the training set, beside `about.json`, which says what
+it was made of. 8 bytes for each of the k tokens of a position: 512 of them at k = 64, before compression.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import LimbeckError, SpecError
+from schemas.objective import Kd
+from schemas.student import FromScratch, LayerCut, TrainingSpec
+from training.rows import TokenRow, predicted
+
+ABOUT = "about.json"
+SHARD = 1024  # rows in a file: what a killed capture does again
+BATCH = 8
+SCHEMA = pa.schema([
+    ("record", pa.string()), ("task", pa.int32()), ("tokens", pa.uint32()),
+    ("ids", pa.list_(pa.int32())), ("log_probs", pa.list_(pa.float32())),
+])  # fmt: skip
+
+
+def cache_of(spec: TrainingSpec) -> Path | None:
+    """Where the teacher of a training is written down; None where it is asked while the student learns."""
+    return Path(spec.objective.cache) if isinstance(spec.objective, Kd) and spec.objective.cache else None
+
+
+def made_of(spec: TrainingSpec) -> dict[str, Any]:
+    """What decides the contents of a cache: the teacher, the rows, how they are cut into tokens, and k."""
+    from training.data import data_digest
+    from training.students import named_weights_digest
+
+    assert spec.data is not None and isinstance(spec.objective, Kd) and spec.teacher
+    source = spec.student.source if isinstance(spec.student, LayerCut) else spec.student
+    return {
+        "teacher": spec.teacher, "weights": named_weights_digest([spec.teacher]), "data": data_digest(spec.data),
+        "fields": dict(spec.data.fields), "template": spec.data.template, "max_length": spec.max_length,
+        "tokenizer": spec.teacher if isinstance(source, FromScratch) else source, "top_k": spec.objective.top_k,
+    }  # fmt: skip
+
+
+def check_cache(spec: TrainingSpec) -> None:
+    """`SpecError` where the folder holds something else, or a cache of another teacher or other rows."""
+    place = cache_of(spec)
+    if place is None or not place.exists():
+        return
+    try:
+        earlier = json.loads((place / ABOUT).read_text())
+    except (OSError, ValueError):
+        if any(place.iterdir()):
+            raise SpecError(f"objective.cache: {place} is there and no cache of ours", "name another folder") from None
+        return
+    now = made_of(spec)
+    if odd := [key for key in now if earlier.get(key) != now[key]]:
+        raise SpecError(
+            f"objective.cache: {place} was made with another {' and '.join(odd)}", "name another folder, or remove it"
+        )
+
+
+def capture(spec: TrainingSpec, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]) -> bool:
+    """Write down what the teacher says of all rows, on the Ray cluster that is connected; whether it is all there.
+
+    Shards that are there are kept, so a pass that was ended goes on.
+    """
+    import ray
+
+    place, workers = cache_of(spec), spec.workers
+    assert place is not None
+    place.mkdir(parents=True, exist_ok=True)
+    (place / ABOUT).write_text(json.dumps(made_of(spec), indent=2) + "\n")
+    for part in place.glob("*.new"):
+        part.unlink()
+    share = {"num_cpus": ray.cluster_resources().get("CPU", 1) // workers or 1}
+    if ray.cluster_resources().get("GPU"):
+        share["num_gpus"] = 1
+    actor = ray.remote(max_restarts=2, max_task_retries=2, **share)(_Capture)
+    actors = [actor.remote(spec.model_dump(mode="json", by_alias=True)) for _ in range(workers)]
+    pool = ray.util.ActorPool(actors)
+    shards = ray.get(actors[0].shards.remote())
+    missing = [number for number in range(shards) if not _shard(place, number).exists()]
+    for number in missing:
+        pool.submit(lambda one, number: one.capture.remote(number), number)
+    done = shards - len(missing)
+    while pool.has_next() and not stopping():
+        pool.get_next_unordered()
+        done += 1
+        watch({"captured": done, "shards": shards})
+    for one in actors:
+        ray.kill(one)
+    return done == shards
+
+
+def _shard(place: Path, number: int) -> Path:
+    return place / f"top-k-{number:05d}.parquet"
+
+
+class _Capture:
+    """One worker: it has loaded the teacher, and writes shards."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        import torch
+
+        from training.examples import load_examples
+        from training.loop import use_assigned_cores
+        from training.rows import Collator, rows_for
+        from training.students import pretrained, tokenizer_of
+        from training.teacher import Teacher, shared_vocabulary
+
+        use_assigned_cores()
+        self.spec = TrainingSpec.model_validate(spec)
+        assert self.spec.teacher is not None and isinstance(self.spec.objective, Kd) and self.spec.objective.top_k
+        self._place, self._k = cache_of(self.spec), self.spec.objective.top_k
+        found = pretrained(self.spec.teacher, "teacher")
+        ours = found.tokenizer
+        if not isinstance(self.spec.student, FromScratch):
+            source = self.spec.student
+            ours = tokenizer_of(source.source if isinstance(source, LayerCut) else source)
+        size = shared_vocabulary(found.tokenizer, ours, self.spec.teacher)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = found.model.eval().requires_grad_(False).to(device)
+        self._teacher = Teacher(model, min(size, model.config.vocab_size))
+        assert self.spec.data is not None
+        pairs = [pair for example in load_examples(self.spec.data, self.spec.objective) for pair in example]
+        self._rows, _ = rows_for(self.spec, pairs, ours, found.seq2seq)
+        self._collate = Collator(ours.pad_token_id, found.seq2seq)
+
+    def shards(self) -> int:
+        return -(-len(self._rows) // SHARD)
+
+    def capture(self, number: int) -> int:
+        """Write one shard, whole or not at all."""
+        assert self._place is not None
+        rows = self._rows[number * SHARD : (number + 1) * SHARD]
+        found = [line for at in range(0, len(rows), BATCH) for line in self._lines(rows[at : at + BATCH])]
+        new = _shard(self._place, number).with_suffix(".new")
+        pq.write_table(pa.Table.from_pylist(found, SCHEMA), new, compression="zstd")
+        new.replace(_shard(self._place, number))
+        return len(rows)
+
+    def _lines(self, rows: Sequence[TokenRow]) -> Iterator[dict[str, Any]]:
+        from training.divergences import top_k
+
+        batch = {name: x.to(self._teacher.model.device) for name, x in self._collate([[r] for r in rows]).items()
+                 if name != "rows"}  # fmt: skip
+        said = self._teacher(batch)
+        top = top_k(said.logits, self._k)
+        for number, row in enumerate(rows):
+            mine = said.owners == number
+            yield {
+                "record": row.record, "task": row.task, "tokens": tokens_digest(row),
+                "ids": top.ids[mine].flatten().int().tolist(), "log_probs": top.log_probs[mine].flatten().tolist(),
+            }  # fmt: skip
+
+
+def tokens_digest(row: TokenRow) -> int:
+    """A checksum of a row's tokens: a signal belongs to them alone."""
+    return zlib.crc32(np.array([*row.input_ids, -1, *row.labels], dtype=np.int64).tobytes())
+
+
+class Signals:
+    """A cache, memory-mapped by `datasets`: what the teacher said of a row, by its record."""
+
+    def __init__(self, place: Path, seq2seq: bool) -> None:
+        import datasets
+
+        files = sorted(map(str, place.glob("top-k-*.parquet")))
+        if not files:
+            raise LimbeckError(f"objective.cache: {place} is empty", "run the same command again")
+        datasets.disable_progress_bars()
+        self._seq2seq = seq2seq
+        self._table = datasets.Dataset.from_parquet(files, cache_dir=str(place / ".mapped")).with_format("numpy")
+        named = self._table.select_columns(["record", "task"]).with_format("arrow")[:]
+        pairs = zip(named["record"].to_pylist(), named["task"].to_pylist(), strict=True)
+        self._at = {pair: number for number, pair in enumerate(pairs)}
+
+    def of(self, rows: Sequence[TokenRow]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, log-probabilities), each (tokens with a loss, k). `LimbeckError` for a row that the cache does not hold
+        as it is now."""
+        found = [self._line(row) for row in rows]
+        sizes = [predicted(row, self._seq2seq) for row in rows]
+        ids = [line["ids"].reshape(n, -1) for line, n in zip(found, sizes, strict=True) if n]
+        log_probs = [line["log_probs"].reshape(n, -1) for line, n in zip(found, sizes, strict=True) if n]
+        return np.concatenate(ids).astype(np.int64), np.concatenate(log_probs).astype(np.float32)
+
+    def _line(self, row: TokenRow) -> dict[str, Any]:
+        at = self._at.get((row.record, row.task))
+        line: dict[str, Any] | None = None if at is None else self._table[at]
+        if line is None or int(line["tokens"]) != tokens_digest(row):
+            raise LimbeckError(f"objective.cache: it does not know record {row.record}", "remove it to make it anew")
+        return line
