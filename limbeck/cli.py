@@ -320,6 +320,8 @@ def fake_teacher(
     latency: Annotated[float, typer.Option(help="Median seconds of an answer.")] = 0.0,
     spread: Annotated[float, typer.Option(help="Sigma of the log-normal latency; 0: constant.")] = 0.0,
     words: Annotated[str, typer.Option(help="Words of an answer, LOW:HIGH.")] = "8:16",
+    hidden: Annotated[int, typer.Option(help="Input tokens that it counts beyond the text of a call.")] = 0,
+    thoughts: Annotated[str, typer.Option(help="Output tokens beyond max_tokens, LOW:HIGH.")] = "0:0",
     faults: Annotated[str, typer.Option(help="Shares of calls that go wrong, as in 500:0.05,hang:0.01.")] = "",
     hang: Annotated[float, typer.Option(help="Seconds after which a hanging call is cut.")] = 600.0,
     status: Annotated[int, typer.Option(help="Answer every call with this HTTP status.")] = 0,
@@ -344,8 +346,8 @@ def fake_teacher(
 
         rehearsal.serve_fake_teacher(
             port, stop_after, rpm=rpm, tpm=tpm, input_tpm=input_tpm, output_tpm=output_tpm, burst_s=burst,
-            charge=charge, concurrency=concurrency, latency_s=latency, spread=spread, words=words, faults=faults,
-            hang_s=hang, status=status, price=price, headers=headers, seed=seed,
+            charge=charge, concurrency=concurrency, latency_s=latency, spread=spread, words=words, hidden=hidden,
+            thoughts=thoughts, faults=faults, hang_s=hang, status=status, price=price, headers=headers, seed=seed,
         )  # fmt: skip
 
     guarded(work, debug)

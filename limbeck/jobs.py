@@ -163,13 +163,19 @@ def _metrics_of(student: Path, made_of: dict[str, Any]) -> dict[str, Any] | None
 
 
 def _train_stage(this: Run, spec: TrainingSpec) -> None:
+    from training.loop import TRAINER
+
     data = spec.data or TrainingData()
     if data.path is None and data.run is None:
         data = data.model_copy(update={"run": str(this.directory.root)})
+    made_of = _trained_on(this, spec)
+    if changed := _unfinished(this.directory.work / TRAINER, made_of):
+        # Not refused as by `train`: this folder also holds data that was paid for.
+        this.manifest.notes.append(f"an unfinished training of another spec was dropped ({'; '.join(changed[:3])})")
     with this.stage("train"):
         metrics = train(
             spec.model_copy(update={"data": data}), this.directory.root,
-            watch=lambda _: this.watch(this.manifest), stopping=this.stopping, made_of=_trained_on(this, spec),
+            watch=lambda _: this.watch(this.manifest), stopping=this.stopping, made_of=made_of, keeps=False,
         )  # fmt: skip
     if metrics["steps"] < FEW_STEPS:
         this.warn(f"the student took {metrics['steps']} steps: train.epochs, or a smaller batch_size, gives it more")
@@ -196,36 +202,36 @@ def _learns_how(spec: TrainingSpec) -> dict[str, Any]:
     return {"models": weights_digest(spec), "train": spec.model_dump(mode="json", by_alias=True)}
 
 
+def _unfinished(place: Path, made_of: dict[str, Any]) -> list[str]:
+    """How the training whose checkpoints are in `place` differs from one that is made of this; its rows apart."""
+    try:
+        earlier = json.loads((place / "made_of.json").read_text())
+    except (OSError, ValueError):
+        return []
+    ways = [{**one, "data": None, "train": {**one["train"], "checkpoints": None}} for one in (earlier, made_of)]
+    return differences(*ways)
+
+
 def _claim(place: Path, made_of: dict[str, Any]) -> None:
-    """Checkpoints in `place` are of a training that is made of just this: those of other rows are dropped. `SpecError`
-    where they are of another spec."""
+    """Make sure that checkpoints in `place` are of a training that is made of just this: others are dropped."""
     kept = place / "made_of.json"
     with suppress(FileNotFoundError, ValueError):
-        earlier = json.loads(kept.read_text())
-        _require_same(place, earlier, made_of)
-        if earlier["data"] == made_of["data"]:
+        if not _unfinished(place, made_of) and json.loads(kept.read_text())["data"] == made_of["data"]:
             return
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     kept.write_text(json.dumps(made_of) + "\n")
 
 
-def _require_same(place: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
-    ways = [{**one, "data": None, "train": {**one["train"], "checkpoints": None}} for one in (earlier, now)]
-    if changed := differences(*ways):
-        raise SpecError(
-            f"{place} holds an unfinished training of another spec: {'; '.join(changed[:3])}",
-            "go on with that spec, choose another --out, or remove that folder to begin anew",
-        )
-
-
 def train(
     spec: TrainingSpec, out: Path, *, address: str | None = None,
     watch: Callable[[dict[str, Any]], None] = lambda metrics: None,
     stopping: Callable[[], bool] = lambda: False, ready: Callable[[], None] = lambda: None,
-    made_of: dict[str, Any] | None = None,
+    made_of: dict[str, Any] | None = None, keeps: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a student; it and its `metrics.json` are in `out`/student. Returns the metrics.
+
+    An unfinished training in `out` goes on. One of another spec is a `SpecError` where `keeps`, else it is dropped.
 
     `made_of` says what of, for whoever asks later whether it has to be trained again: by default spec and data files.
     """
@@ -247,7 +253,13 @@ def train(
     with locked(Path(out).absolute() / ".train.lock"):
         if _metrics_of(built, made_of) is not None:  # killed before it was put in its place
             return publish(built, Path(out).absolute() / "student")
-        _claim(Path(out).absolute() / ".work" / TRAINER, made_of)
+        place = Path(out).absolute() / ".work" / TRAINER
+        if keeps and (changed := _unfinished(place, made_of)):
+            raise SpecError(
+                f"{place} holds an unfinished training of another spec: {'; '.join(changed[:3])}",
+                "go on with that spec, choose another --out, or remove that folder to begin anew",
+            )
+        _claim(place, made_of)
         cluster.check_address(address)
         cluster.connect(address)
         ready()

@@ -10,7 +10,15 @@ from typing import Any
 from schemas.errors import SpecError
 from schemas.money import Price
 
-MOST = {"status": 599, "spread": 5, "stop_after": 30 * 86_400, "latency_s": 86_400, "hang_s": 86_400, "seed": 2**63}
+MOST = {
+    "status": 599,
+    "spread": 5,
+    "stop_after": 30 * 86_400,
+    "latency_s": 86_400,
+    "hang_s": 86_400,
+    "hidden": 1_000_000,
+    "seed": 2**63,
+}
 POSITIVE = ("rpm", "tpm", "input_tpm", "output_tpm", "concurrency", "burst_s", "stop_after")
 MOST_WORDS = 1_000_000
 MOST_USD = 1_000_000  # per million tokens
@@ -47,6 +55,9 @@ def serve_fake_teacher(port: int, stop_after_s: float | None, **options: Any) ->
     from services.fake_teacher.server import Behaviour, serve
 
     low, high = pair("--words", options.pop("words"), int)
+    thoughts = pair("--thoughts", options.pop("thoughts"), int)
+    if thoughts[0] > thoughts[1] or thoughts[1] > MOST_WORDS:
+        raise SpecError(f"--thoughts: {thoughts[0]}:{thoughts[1]} is no range", "as in --thoughts 1000:8000")
     if options["charge"] not in ("provider", "actual"):
         raise SpecError(f"--charge: {options['charge']!r}", "known: provider, actual")
     if low > high or not 1 <= high <= MOST_WORDS:
@@ -58,7 +69,7 @@ def serve_fake_teacher(port: int, stop_after_s: float | None, **options: Any) ->
     if max(price.input, price.output) > MOST_USD:
         raise SpecError(f"--price: more than {MOST_USD:,} USD per million tokens", "as in --price 0.40:1.60")
     faults = parse_faults(options.pop("faults"))
-    behaviour = Behaviour(words=(low, high), price=price, faults=faults, **options)
+    behaviour = Behaviour(words=(low, high), thoughts=thoughts, price=price, faults=faults, **options)
 
     async def main() -> dict[str, Any]:
         stopped, loop = asyncio.Event(), asyncio.get_running_loop()

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from schemas.errors import SpecError
-from schemas.job import JobSpec, fixed_part, revisable_part
+from schemas.job import JobSpec, fixed_part, is_within, revisable_part
 from schemas.manifest import Manifest
 from schemas.student import TRAINED_ON
 from services.journal.place import Journal
@@ -47,7 +47,10 @@ class RunDirectory:
         if not nearest.is_dir():
             raise SpecError(f"--out {self.root}: {nearest} is a file", "name a folder")
         if (earlier := self.earlier()) is not None:
-            changed = differences(fixed_part(earlier), fixed_part(spec))
+            before, now = fixed_part(earlier), fixed_part(spec)
+            if is_within(earlier, spec):
+                now["teachers"] = before["teachers"]
+            changed = differences(before, now)
             if changed:
                 raise SpecError(
                     f"{self.root} was made by another spec: {'; '.join(changed[:3])}"

@@ -38,7 +38,7 @@ from schemas.manifest import Manifest, Spend, State
 from schemas.money import NANO, nano_usd
 from schemas.record import Rejection
 from schemas.weights import gguf_weights
-from services.fanout.fleet import Fleet, tag_for
+from services.fanout.fleet import Fleet, ship_everywhere, tag_for
 from services.fanout.size import fits, worst_case
 from services.fanout.units import Plan, Progress
 from services.journal.index import JournalIndex, Totals
@@ -176,6 +176,7 @@ class Run:
 
         A run that stops for money or for want of a lane publishes what is done, then raises.
         """
+        ship_everywhere(self.journal)
         self._open_books()
         if self._earlier is not None and self._changes:
             self._say_what_is_reused(self._earlier)
@@ -289,6 +290,11 @@ class Run:
             self.warn(
                 "a teacher counts more input tokens than were sent, as for a system prompt that a gateway adds: they "
                 "are paid for, and no plan can foresee them"
+            )
+        if now.overlong:
+            self.warn(
+                "a teacher counts more output tokens than max_tokens allows, as for thoughts that it does not show: "
+                "they are paid for, and no plan can foresee them"
             )
         seconds = self._sending_s + time.monotonic() - self._sending_from
         self.manifest.calls.per_second = round((self._done.answered + now.answered) / max(seconds, 1e-3), 2)

@@ -36,6 +36,8 @@ class Behaviour:
     latency_s: float = 0.0
     spread: float = 0.0
     words: tuple[int, int] = (8, 16)
+    hidden: int = 0  # input tokens of a system prompt that is added to every call
+    thoughts: tuple[int, int] = (0, 0)  # output tokens beside the answer's, which max_tokens does not cover
     faults: dict[str, float] = field(default_factory=dict)
     hang_s: float = 600.0
     status: int = 0
@@ -130,7 +132,8 @@ class FakeTeacher:
         words = answer(asked.last, rng, asked.schema, self.behaviour.words).split(" ")
         kept = words[: asked.max_tokens]
         finish = "length" if len(kept) < len(words) else "stop"
-        return " ".join(kept), finish, Usage(asked.input_tokens, len(kept))
+        usage = Usage(asked.input_tokens + self.behaviour.hidden, len(kept) + rng.randint(*self.behaviour.thoughts))
+        return " ".join(kept), finish, usage
 
     async def _take_time(self, fault: str) -> None:
         """Log-normal round `latency_s`, which is the median."""

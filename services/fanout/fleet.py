@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError
+from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError, SpecError
 from schemas.lane import Teacher
 from schemas.weights import gguf_weights
 from services import cluster
@@ -17,6 +17,7 @@ from services.fanout.units import Plan, Progress
 from services.fanout.worker import FREE_WINDOW, Post, Worker, is_governed, lane_governor
 from services.journal.index import Totals
 from services.journal.place import Journal
+from services.journal.writer import GONE_WITHIN_S
 from services.ledger.books import Caps
 from services.ledger.cashier import cashier
 from services.teachers import embedded
@@ -59,7 +60,6 @@ class Fleet:
     def __enter__(self) -> "Fleet":
         import ray
 
-        self._ship()
         self._lanes = [Lane(number, teacher) for number, teacher in enumerate(self.teachers)]
         servers = [lane for lane in self._lanes if lane.teacher.provider == "embedded"]
         for lane in servers:
@@ -79,7 +79,7 @@ class Fleet:
                 if is_governed(lane.teacher):
                     lane_governor(lane.teacher, None)
         for lane in servers:
-            lane.base_url, lane.node = _get(lane.server.address.remote())
+            lane.base_url, lane.node = _address(lane.server)
             self._hire(lane)
         return self
 
@@ -201,7 +201,7 @@ class Fleet:
 
         lane, _ = self._workers[name]
         try:
-            end: End = ray.get(ref)
+            end: End = _get(ref)
         except ray.exceptions.RayActorError:
             return None
         if end.reason in ("closed", "exhausted"):
@@ -218,22 +218,10 @@ class Fleet:
 
         _, actor = self._workers.pop(name)
         ray.kill(actor)
-        self._ship()
+        ship_everywhere(self.journal, f"{name}.")
         _, spent = ray.get(self._feed.bury.remote(name))
         if self._cashier is not None:
             ray.get(self._cashier.bury.remote(name, spent))
-
-    def _ship(self) -> None:
-        """Where the journal is on an object store: seal what dead workers left on each machine."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        if self.journal.store is None:
-            return
-        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-        task = ray.remote(shipped)
-        ray.get([task.options(num_cpus=0, scheduling_strategy=place).remote(self.journal) for place in places])
 
     def _replace(self, name: str) -> str | None:
         lane, _ = self._workers[name]
@@ -292,6 +280,15 @@ def _get(ref: Any) -> Any:
         if isinstance(error.cause, LimbeckError):
             raise error.cause from None
         raise
+
+
+def _address(server: Any) -> tuple[str, str]:
+    """(base URL, node) of an embedded teacher, once it is healthy."""
+    import ray
+
+    try:
+        found: tuple[str, str] = _get(server.address.remote())
+        return found
     except ray.exceptions.RayActorError as error:
         raise LimbeckError(
             f"the embedded teacher did not start: {str(error).strip().splitlines()[-1][:200]}",
@@ -299,9 +296,25 @@ def _get(ref: Any) -> Any:
         ) from None
 
 
-def shipped(journal: Journal) -> int:
-    """Seal what dead writers left on the machine where this runs."""
-    return journal.ship()
+def ship_everywhere(journal: Journal, writer: str = "") -> None:
+    """Where the journal is on an object store: seal what dead writers left on each machine of the cluster, or what the
+    one writer did. `SpecError` where one is alive after some seconds. Until then nobody knows what was spent."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if journal.store is None:
+        return
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    task = ray.remote(num_cpus=0, max_retries=0)(shipped)
+    asked = [task.options(scheduling_strategy=place).remote(journal, writer) for place in places]
+    if sum(_get(one) for one in asked):
+        raise SpecError(f"journal {journal.store} is being written by another limbeck run", "wait for it to end")
+
+
+def shipped(journal: Journal, writer: str = "") -> int:
+    """Seal what dead writers left on the machine where this runs; how many are alive."""
+    return journal.ship(GONE_WITHIN_S, writer=writer)
 
 
 def tag_for(journal: Path, now: float | None = None) -> str:

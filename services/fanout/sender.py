@@ -16,17 +16,16 @@ from schemas.money import Amount, Usage
 from services.admission.pool import PERIOD_S, Grant, Report
 from services.fanout.allowance import Allowance
 from services.fanout.retry import attempts
-from services.fanout.size import Demand, worst_case
+from services.fanout.size import Demand, grown, seen, worst_case
 from services.fanout.units import Progress
 from services.journal.frame import Frame, Kind
 from services.journal.writer import JournalWriter
-from services.ledger.books import Account, Advance
+from services.ledger.books import Account, Advance, Excess
 from services.teachers.adapter import Adapter, dialect_of
 
 BREAKER = 8  # calls in a row that ran out of attempts: the lane is down, not the calls
 NEVER_RIGHT = 25  # bad requests of a lane that has answered nothing: the spec is wrong, not the calls
 ALONE_S = 10.0  # for so long at the most the first call goes alone
-MOST_HIDDEN = 1_000_000  # tokens: beyond any model's context a server counts nonsense
 SOONEST_S = 0.05  # between two renewals
 DISK_EVERY_S = 1.0
 LEASELESS_S = 60.0
@@ -58,10 +57,11 @@ class Sender:
     """Runs calls against one lane as its allowance permits."""
 
     def __init__(
-        self, teacher: Teacher, adapter: Adapter, journal: JournalWriter, allowance: Allowance, leases: Leases | None
-    ) -> None:
+        self, teacher: Teacher, adapter: Adapter, journal: JournalWriter, allowance: Allowance, leases: Leases | None,
+        lane: int = 0,
+    ) -> None:  # fmt: skip
         self._adapter, self._journal = adapter, journal
-        self._allowance, self._leases = allowance, leases
+        self._allowance, self._leases, self._lane = allowance, leases, lane
         self._name, self._rates, self._dialect = teacher.name, teacher.rates, dialect_of(teacher)
         self._noted = allowance.banked or not self._rates.free  # attempts are journalled before they leave
         self._waiting: deque[tuple[Demand, asyncio.Future[Demand]]] = deque()
@@ -73,7 +73,7 @@ class Sender:
         self._answered_any = self._done = False
         self._measured = False  # whether an answer has said what it cost
         self._begun_at = math.inf
-        self._hidden = 0  # input tokens beyond what a call can have by its text, the most seen
+        self._excess = Excess()
         self._resting = 0  # calls between two attempts
         self._disk_at = 0.0
         self.delta = Progress()
@@ -160,7 +160,7 @@ class Sender:
         self.stop(End("closed", f"{verdict.kind.value}: {verdict.detail}"))
 
     async def _attempt(self, call: Call, key: bytes, again: bool = False) -> Reply:
-        demand = await self._admit(worst_case(call, self._rates, self._hidden))
+        demand = await self._admit(worst_case(call, self._rates, self._excess))
         loop = asyncio.get_running_loop()
         attempt, sent_at = os.urandom(16), loop.time()
         reply, cost = Reply(verdict=LOST), Amount()
@@ -245,9 +245,8 @@ class Sender:
         nano = demand.money.nano_usd if usage is None else self._rates.cost(usage)
         counted = usage or Usage()
         self._measured = True
-        beyond = counted.input_tokens + demand.ceiling - demand.money.tokens
-        if self._hidden < beyond + demand.hidden < MOST_HIDDEN:
-            self._reserve_more(beyond + demand.hidden - self._hidden)
+        if usage is not None:
+            self._reserve(seen(demand, usage))
         tokens = demand.money.tokens if usage is None else counted.input_tokens + counted.output_tokens
         meta = {
             "teacher": self._name, "dialect": self._dialect, "nano_usd": nano,
@@ -262,15 +261,13 @@ class Sender:
         self.delta.nano_usd += nano
         return Amount(nano, tokens, 1)
 
-    def _reserve_more(self, tokens: int) -> None:
-        """A call had so many input tokens more than is reserved: from now on, and for those that wait, too."""
-        self._hidden += tokens
-        self.delta.hidden = self._hidden
-        money = Amount(self._rates.cost(Usage(tokens, 0)), tokens, 0)
-        self._waiting = deque(
-            (d._replace(input_tokens=d.input_tokens + tokens, money=d.money.plus(money), hidden=self._hidden), ready)
-            for d, ready in self._waiting
-        )
+    def _reserve(self, excess: Excess) -> None:
+        """A call was seen to take more than is reserved: what it took from now on, and for those that wait, too."""
+        most = self._excess.most(excess)
+        if most != self._excess:
+            self._excess = most
+            self.delta.hidden, self.delta.overlong = most
+            self._waiting = deque((grown(demand, self._rates, most), ready) for demand, ready in self._waiting)
 
     async def renew_leases(self) -> None:
         """Keep the leases alive until `done`: every period, and at once where a call waits for one."""
@@ -320,9 +317,12 @@ class Sender:
         head = self._waiting[0][0] if waiting else None
         if allowance.banked:
             account, wanted, need = allowance.account(waiting, head, asked_at)
+            known = self._measured or asked_at - self._begun_at >= ALONE_S
+            account = account._replace(lane=self._lane, measured=known, excess=self._excess)
             advance = await self._leases.advance(account, wanted, need)
             if advance is not None:
                 allowance.advanced(advance, asked_at)
+                self._reserve(advance.excess)
                 if advance.exhausted and self._waiting and allowance.in_flight == 0 and not self._prefer_smaller():
                     self.stop(End("exhausted"))
                     return

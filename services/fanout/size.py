@@ -1,14 +1,19 @@
 """How much a call can take at most, and whether a lane's limits can ever let it through."""
 
+import math
 from typing import NamedTuple
 
 from schemas.call import Call
 from schemas.lane import Teacher
 from schemas.money import Amount, Price, Usage
+from services.ledger.books import Excess
 
 TURN_BYTES = 64  # what a chat template adds to a message, as an upper bound in tokens
 
 
+NONE = Excess()
+MARGIN = 1.25
+MOST_EXCESS = 1_000_000  # tokens: beyond any model's context a server counts nonsense
 SCHEMA_TOKENS = 1024  # of the instructions that a provider adds for tools or a format; some hundreds are usual
 
 
@@ -19,7 +24,7 @@ class Demand(NamedTuple):
     output_tokens: int
     money: Amount
     ceiling: int = 0  # max_tokens, where output_tokens is what is usual instead
-    hidden: int = 0  # of the input: what the server counts beyond the text
+    excess: Excess = Excess()  # beyond text and max_tokens, as the server was seen to count
 
     def rate(self, name: str) -> float:
         """What it takes of one limit."""
@@ -29,16 +34,36 @@ class Demand(NamedTuple):
         return float(parts.get(name, self.output_tokens))
 
 
-def worst_case(call: Call, rates: Price, hidden: int = 0) -> Demand:
-    """The most that a call can take at a lane's prices. No tokenizer makes more tokens than a text has bytes; `hidden`
-    is what the server was seen to count beyond that, as for a system prompt that a gateway adds."""
+def worst_case(call: Call, rates: Price, excess: Excess = NONE) -> Demand:
+    """The most that a call can take at a lane's prices. No tokenizer makes more tokens than a text has bytes; `excess`
+    is what the server was seen to count beyond that and beyond max_tokens."""
     size = sum(len(m.content.encode()) + TURN_BYTES for m in call.messages)
     if call.schema is not None:
         size += len(call.schema.encode()) + SCHEMA_TOKENS
-    most = Usage(size + hidden, call.sampling.max_tokens)
+    ceiling = call.sampling.max_tokens
+    most = Usage(size + excess.input, ceiling + excess.output)
     money = Amount(rates.cost(most), most.input_tokens + most.output_tokens, 1)
     # Rates are kept on an estimate (about four bytes a token), money on the bound.
-    return Demand(size // 4 + 1 + hidden, call.sampling.max_tokens, money, call.sampling.max_tokens, hidden)
+    return Demand(size // 4 + 1 + excess.input, ceiling + excess.output, money, ceiling, excess)
+
+
+def grown(demand: Demand, rates: Price, excess: Excess) -> Demand:
+    """The same call's demand once more is known."""
+    more = Usage(excess.input - demand.excess.input, excess.output - demand.excess.output)
+    return Demand(
+        demand.input_tokens + more.input_tokens, demand.output_tokens + more.output_tokens,
+        demand.money.plus(Amount(rates.cost(more), more.input_tokens + more.output_tokens, 0)), demand.ceiling, excess,
+    )  # fmt: skip
+
+
+def seen(demand: Demand, usage: Usage) -> Excess:
+    """What an answer tells of its server's counting. Of hidden input the whole is taken, for nobody knows how much of
+    it was the text; thoughts differ in length, so there is a margin on them."""
+    text = demand.money.tokens - demand.ceiling - demand.excess.input - demand.excess.output
+    more_in = usage.input_tokens if usage.input_tokens > text + demand.excess.input else 0
+    over = usage.output_tokens - demand.ceiling
+    more_out = math.ceil(MARGIN * over) if over > demand.excess.output else 0
+    return Excess(*(tokens if tokens < MOST_EXCESS else 0 for tokens in (more_in, more_out)))
 
 
 def fits(call: Call, teacher: Teacher) -> bool:

@@ -38,12 +38,13 @@ class Progress:
     input_tokens: int = 0
     output_tokens: int = 0
     hidden: int = 0  # input tokens of a call that the server counts beyond its text: the most seen, not a sum
+    overlong: int = 0  # output tokens beyond max_tokens, likewise
 
     def add(self, other: "Progress") -> None:
-        most = max(self.hidden, other.hidden)
+        hidden, overlong = max(self.hidden, other.hidden), max(self.overlong, other.overlong)
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.hidden = most
+        self.hidden, self.overlong = hidden, overlong
 
 
 @dataclass(slots=True)

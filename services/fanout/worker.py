@@ -102,8 +102,15 @@ class Worker:
     """One process, one lane, one connection pool, one journal segment."""
 
     def __init__(self, post: Post, cashier: Any | None) -> None:
-        teacher = post.teacher
         self._post = post
+        self._refusal: LimbeckError | None = None
+        try:
+            self._open_up(post.teacher, cashier)
+        except LimbeckError as error:  # told by `run`: of an actor that fails to start Ray keeps no more than a text
+            self._refusal = error
+
+    def _open_up(self, teacher: Teacher, cashier: Any | None) -> None:
+        post = self._post
         self._adapter = open_adapter(teacher, post.base_url)
         self._journal = post.journal.writer(post.name)
         governed = is_governed(teacher)
@@ -120,8 +127,12 @@ class Worker:
 
     async def run(self, feed: Any) -> End:
         """Work until the feed has no more units, is stopped, the money is used up, or the lane closes."""
+        if self._refusal is not None:
+            raise self._refusal
         gc.freeze()  # what is loaded stays: looking through it held every call up for 0.1 s, every few seconds
-        sender = Sender(self._post.teacher, self._adapter, self._journal, self._allowance, self._leases)
+        sender = Sender(
+            self._post.teacher, self._adapter, self._journal, self._allowance, self._leases, self._post.lane
+        )
         finished = asyncio.Event()
         helpers = [
             asyncio.create_task(self._report(feed, sender, finished)),
@@ -191,6 +202,8 @@ class Worker:
 
     async def close(self) -> None:
         """Seal the segment and let go of the connections and of the share of the limits."""
+        if self._refusal is not None:
+            return
         if self._leases is not None:
             self._leases.leave()
         await self._adapter.close()

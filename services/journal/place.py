@@ -59,12 +59,13 @@ class Journal:
         elif self.ship(GONE_WITHIN_S):
             raise SpecError(f"journal {self.store} is being written by another limbeck run", "wait for it to end")
 
-    def ship(self, patience_s: float = 0.0, tick_s: float = 0.1) -> int:
-        """Seal what dead writers left on this machine; how many logs of live ones are left after `patience_s`."""
+    def ship(self, patience_s: float = 0.0, tick_s: float = 0.1, writer: str = "") -> int:
+        """Seal what dead writers left on this machine; how many logs of live ones are left after `patience_s`.
+        `writer`: of this one alone."""
         if self.store is None:
             return 0
         store, deadline = Store(self.store), time.monotonic() + patience_s
-        while (alive := sum(not store.adopt(path) for path in sorted(self.logs.glob("*.seg")))) > 0:
+        while (alive := sum(not store.adopt(path) for path in sorted(self.logs.glob(f"{writer}*.seg")))) > 0:
             if time.monotonic() >= deadline:
                 break
             time.sleep(tick_s)

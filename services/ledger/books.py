@@ -27,21 +27,37 @@ class Caps(NamedTuple):
         return any(cap is not None for cap in self)
 
 
+class Excess(NamedTuple):
+    """Tokens of a call that its server counts beyond what can be foreseen: of input, as for a system prompt that a
+    gateway adds; of output beyond max_tokens, as for thoughts that it does not show. The most seen of each."""
+
+    input: int = 0
+    output: int = 0
+
+    def most(self, other: "Excess") -> "Excess":
+        return Excess(*map(max, self, other))
+
+
 class Account(NamedTuple):
     """One worker's own sum, ever growing `spent` and what it holds for calls in flight and to come. Sums rather than
-    changes: a report that is lost or repeated does no harm."""
+    changes: a report that is lost or repeated does no harm. `measured`: an answer of its lane has told what calls
+    cost, or none came for long."""
 
     spent: Amount = NOTHING
     held: Amount = NOTHING
+    lane: int = 0
+    measured: bool = True
+    excess: Excess = Excess()
 
 
 class Advance(NamedTuple):
     """Money to hold beyond what was held. With none: `exhausted` says that there will be no more. `scarce`: so little
-    is left that a call which costs more than was reserved would matter."""
+    is left that a call which costs more than was reserved would matter. `excess`: what was seen in the lane."""
 
     amount: Amount = NOTHING
     exhausted: bool = False
     scarce: bool = False
+    excess: Excess = Excess()
 
 
 class Books:
@@ -50,6 +66,7 @@ class Books:
     def __init__(self, caps: Caps, base: Amount) -> None:
         self.caps, self.base = caps, base
         self.accounts: dict[str, Account] = {}
+        self.excess: dict[int, Excess] = {}  # of each lane
 
     @classmethod
     def restored(cls, caps: Caps, spent: Mapping[str, Amount]) -> "Books":
@@ -78,17 +95,28 @@ class Books:
         """Book a worker's sums and advance up to `wanted`, at least `next_call` or nothing at all: two workers that
         each held half a call's money would wait for each other."""
         self.accounts[worker] = account
+        excess = self.excess[account.lane] = self.excess.get(account.lane, Excess()).most(account.excess)
         if wanted == NOTHING:
-            return Advance()
+            return Advance(excess=excess)
         free = self.free
+        scarce = any(left < PLENTY * want for left, want in zip(free, wanted, strict=True))
+        if scarce and self._is_unknown(worker, account.lane):
+            return Advance(scarce=True, excess=excess)
         # Free calls need no money, and are not held up by a budget that is used up.
         if all(need == 0 or left >= need for left, need in zip(free, next_call, strict=True)):
             given = Amount(*(int(max(0, min(left, want))) for left, want in zip(free, wanted, strict=True)))
-            self.accounts[worker] = Account(account.spent, account.held.plus(given))
-            scarce = any(left < PLENTY * want for left, want in zip(free, wanted, strict=True))
-            return Advance(given, scarce=scarce)
-        return Advance(exhausted=all(a.held == NOTHING for a in self.accounts.values()))
+            self.accounts[worker] = account._replace(held=account.held.plus(given))
+            return Advance(given, scarce=scarce, excess=excess)
+        return Advance(exhausted=all(a.held == NOTHING for a in self.accounts.values()), excess=excess)
+
+    def _is_unknown(self, worker: str, lane: int) -> bool:
+        """Whether another worker's call is out that will tell what calls of a lane cost: where little money is left,
+        the first one is answered before a second leaves."""
+        others = [a for name, a in self.accounts.items() if a.lane == lane and name != worker]
+        known = self.accounts[worker].measured or any(a.measured for a in others)
+        return not known and any(a.held != NOTHING for a in others)
 
     def bury(self, worker: str, spent: Amount) -> None:
         """A worker died; `spent` is all that its journal segment says, calls in doubt at their reservation."""
-        self.accounts[worker] = Account(spent)
+        earlier = self.accounts.get(worker, Account(measured=False))
+        self.accounts[worker] = earlier._replace(spent=spent, held=NOTHING)

@@ -20,7 +20,10 @@ def resolve_key(reference: str | None) -> str:
     if kind == "env":
         value = os.environ.get(where, "")
         if not value.strip():
-            raise SpecError(f"api_key env:{where}: the variable is not set", f"export {where}=... and run again")
+            raise SpecError(
+                f"api_key env:{where}: the variable is not set",
+                f"export {where}=... where it is used, which on a cluster is every node before `ray start`",
+            )
         return _key(value.strip(), reference)
     try:
         value = Path(os.path.expanduser(where)).read_text().strip()  # noqa: PTH111 - the method raises for an unknown user

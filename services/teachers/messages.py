@@ -1,5 +1,6 @@
 """Anthropic Messages, spoken by Anthropic and by compatible servers such as llama.cpp."""
 
+import functools
 import json
 from typing import Any
 
@@ -9,6 +10,19 @@ from schemas.money import Usage
 from services.teachers.dialect import NAME, counted, parsed, storable
 
 CUT = ("max_tokens", "model_context_window_exceeded")
+
+
+@functools.lru_cache(maxsize=64)
+def within_format(schema: str) -> str | None:
+    """A schema as Anthropic's format takes it, by the package's own rules: objects closed, and keywords that it answers
+    400 to (minLength, pattern, multipleOf ...) said in a description. What comes back is held against the schema as it
+    was. None where those rules have no place for it."""
+    from anthropic import transform_schema
+
+    try:
+        return json.dumps(transform_schema(json.loads(schema)))
+    except (ValueError, TypeError, AssertionError):
+        return None
 
 
 class Messages:
@@ -37,16 +51,18 @@ class Messages:
         if self._compatible and call.sampling.temperature is not None:
             body["temperature"] = call.sampling.temperature
         if call.schema is not None:
-            self._structure(body, json.loads(call.schema))
+            self._structure(body, call.schema)
         return body
 
-    def _structure(self, body: dict[str, Any], schema: dict[str, Any]) -> None:
-        """Anthropic has `output_config.format`; compatible servers know tools: the answer is then a tool's input."""
-        if self._compatible:
-            body["tools"] = [{"name": NAME, "description": "Give the answer.", "input_schema": schema}]
-            body["tool_choice"] = {"type": "tool", "name": NAME}
+    def _structure(self, body: dict[str, Any], schema: str) -> None:
+        """Anthropic has `output_config.format`; compatible servers know tools, and so does Anthropic for a schema that
+        its format does not take: the answer is then a tool's input."""
+        own = None if self._compatible else within_format(schema)
+        if own is not None:
+            body["output_config"] = {"format": {"type": "json_schema", "schema": json.loads(own)}}
         else:
-            body["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+            body["tools"] = [{"name": NAME, "description": "Give the answer.", "input_schema": json.loads(schema)}]
+            body["tool_choice"] = {"type": "tool", "name": NAME}
 
     @staticmethod
     def usage(body: bytes) -> Usage | None:

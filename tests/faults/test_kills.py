@@ -13,12 +13,13 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 from conftest import Limbeck
 from teacher_server import RunningTeacher, teacher_server
 
 import limbeck as api
 from limbeck.spec_file import load_job
-from schemas.errors import Interrupted, LimbeckError
+from schemas.errors import BudgetExhausted, Interrupted, LimbeckError, SpecError
 from schemas.manifest import Manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -125,6 +126,7 @@ def test_ctrl_c_while_the_student_is_trained_is_an_interrupt_that_can_be_resumed
     assert state(run) == "interrupted"
     said = run_it(spec, run, "train.epochs=8", "train.learning_rate=0.01")
     assert said.calls.answered == 60 and said.state == "finished"
+    assert any("train.epochs: was 2000.0, is 8.0" in note for note in said.notes)
     metrics = json.loads((run / "student" / "metrics.json").read_text())
     assert metrics["loss_after"] < metrics["loss_before"]
     assert "data:image/png;base64," in (run / "report.html").read_text()
@@ -250,3 +252,50 @@ def test_with_its_journal_on_an_object_store_a_run_survives_the_loss_of_a_worker
         again = run_it(spec, run)
         assert teacher.bill()["calls"] == bill["calls"]
     assert again.calls.reused == 300 and again.dataset.sha256 == said.dataset.sha256
+
+
+def test_what_a_killed_driver_left_on_other_machines_is_counted_before_a_cent_is_spent(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    """The driver's machine and those of the cluster have caches of their own, where unsealed logs are."""
+    limbeck.environment["XDG_CACHE_HOME"] = str(tmp_path / "cache-of-the-driver")
+    address = ray.get_runtime_context().gcs_address
+    with teacher_server("--latency", "0.1", "--price", "0:100000") as teacher:
+        paid = {**lane(teacher), "free": False, "price": {"input": 0, "output": 100_000}}
+        budget = {"budget": {"usd": 400.0}, "sampling": {"max_tokens": 16}}
+        spec = job(questions(jsonl, 2000), teachers=[paid], journal=f"file://{tmp_path / 'store'}", **budget)
+        run = tmp_path / "run"
+        process = limbeck.start("run", spec, "--out", run, "--address", address)
+        wait_until(lambda: teacher.bill()["calls"] >= 100, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        before = teacher.bill()["usd"]
+        again = limbeck("run", spec, "--out", run, "--address", address, XDG_CACHE_HOME=str(tmp_path / "another"))
+        bill = teacher.bill()
+    assert again.returncode == 3, again.stderr
+    assert before < bill["usd"] <= 400.0
+    told = Manifest.model_validate_json((run / "manifest.json").read_bytes())
+    assert told.spend.usd >= bill["usd"]
+
+
+def test_a_key_that_the_clusters_nodes_do_not_have_is_named(
+    job: Write, jsonl: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY_OF_THE_DRIVER_ALONE", "sk-driver")  # the tests' cluster was started without it
+    with teacher_server() as teacher:
+        spec = job(questions(jsonl, 20), teachers=[lane(teacher, api_key="env:KEY_OF_THE_DRIVER_ALONE")])
+        with pytest.raises(SpecError, match="api_key env:KEY_OF_THE_DRIVER_ALONE: the variable is not set") as said:
+            run_it(spec, tmp_path / "run")
+    assert "every node" in said.value.hint
+
+
+def test_a_run_goes_on_with_a_second_account_and_another_model(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    rows, run = questions(jsonl, 60), tmp_path / "run"
+    with teacher_server() as first, teacher_server() as second:
+        spec = job(rows, teachers=[lane(first)], budget={"calls": 20})
+        with pytest.raises(BudgetExhausted):
+            run_it(spec, run)
+        more = [lane(second, model="n"), lane(second), lane(first)]
+        said = run_it(job(rows, teachers=more), run)
+        assert first.bill()["calls"] + second.bill()["calls"] == 60
+    assert said.calls.reused == 20 and said.rows.accepted == 60

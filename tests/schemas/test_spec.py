@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from schemas.errors import SpecError
 from schemas.explain import spec_error
-from schemas.job import JobSpec, fixed_part, revisable_part
+from schemas.job import JobSpec, fixed_part, is_within, revisable_part
 
 WHOLE: dict[str, Any] = {
     "name": "cqa-rationales",
@@ -119,6 +119,15 @@ def test_budget_and_prompt_may_change_between_two_starts_and_the_sampling_may_no
     assert fixed_part(spec) == fixed_part(richer) == fixed_part(revised)
     assert fixed_part(spec) != fixed_part(other)
     assert revisable_part(spec) == revisable_part(richer) != revisable_part(revised)
+
+
+def test_accounts_and_models_may_be_added_to_a_run_and_none_taken_away() -> None:
+    lane = {"provider": "openai", "model": "m", "free": True}
+    one = JobSpec.model_validate({**WHOLE, "teachers": [lane]})
+    two_keys = JobSpec.model_validate({**WHOLE, "teachers": [{**lane, "api_key": "env:B"}, lane]})
+    another = JobSpec.model_validate({**WHOLE, "teachers": [{**lane, "model": "n"}, lane]})
+    assert fixed_part(one) == fixed_part(two_keys)
+    assert is_within(one, another) and not is_within(another, one)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from schemas.money import Amount, Price, Usage
 from services.admission.governor import Governor
 from services.admission.pool import LEASE_S, Charging, Grant, Report
 from services.fanout.allowance import Allowance
-from services.fanout.size import Demand, worst_case
+from services.fanout.size import Demand, grown, seen, worst_case
 from services.journal.frame import Frame, Kind
 from services.journal.place import Journal
 from services.journal.writer import JournalWriter
-from services.ledger.books import NOTHING, Account, Advance, Books, Caps
+from services.ledger.books import NOTHING, Account, Advance, Books, Caps, Excess
 from services.ledger.cashier import Cashier
 
 ANSWERED = Reply(Verdict(VerdictKind.ANSWERED))
@@ -224,6 +224,34 @@ def test_the_schema_of_an_answer_is_reserved_for() -> None:
     rates, plain = Price(1.0, 1.0), Call("r", (Message("user", "hi"),), Sampling(0.0, 10, 0))
     more = worst_case(plain._replace(schema='{"type": "object"}'), rates).money.nano_usd
     assert more >= worst_case(plain, rates).money.nano_usd + rates.cost(Usage(len('{"type": "object"}'), 0))
+
+
+def test_what_a_lane_is_seen_to_count_is_known_to_all_its_workers() -> None:
+    """Where little is left, the first call of a lane is answered before a second worker gets money."""
+    books, one = Books(Caps(1000), NOTHING), usd(100)
+    assert books.renew("a", Account(measured=False), one, one).amount == one
+    assert books.renew("b", Account(measured=False), one, one) == Advance(scarce=True)  # not exhausted: it waits
+    other_lane = books.renew("c", Account(lane=1, measured=False), one, one)
+    assert other_lane.amount == one and other_lane.excess == Excess()
+    told = Account(spent=usd(120), measured=True, excess=Excess(5000, 0))
+    books.renew("a", told, NOTHING, NOTHING)
+    now = books.renew("b", Account(measured=False), one, one)
+    assert now.amount == one and now.excess == Excess(5000, 0)
+    books.bury("a", usd(120))
+    assert books.renew("b", Account(held=one), NOTHING, NOTHING).excess == Excess(5000, 0)
+
+
+def test_what_an_answer_tells_of_its_servers_counting() -> None:
+    rates, call = Price(1.0, 10.0), Call("r", (Message("user", "hi"),), Sampling(0.0, 100, 0))
+    plain = worst_case(call, rates)
+    assert seen(plain, Usage(20, 100)) == Excess()
+    assert seen(plain, Usage(3_000, 100)) == Excess(3_000, 0)  # nobody knows how much of it was the text
+    assert seen(plain, Usage(20, 500)) == Excess(0, 500)  # 400 beyond, and a quarter more
+    assert seen(plain, Usage(2_000_000, 10**9)) == Excess()  # nonsense
+    more = grown(plain, rates, Excess(3_000, 500))
+    assert more == worst_case(call, rates, Excess(3_000, 500))
+    assert seen(more, Usage(3_000, 500)) == Excess()
+    assert seen(more, Usage(3_100, 800)) == Excess(3_100, 875)
 
 
 def test_a_lease_on_rates_runs_out() -> None:

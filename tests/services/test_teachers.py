@@ -376,10 +376,26 @@ def test_a_schema_is_sent_as_structured_output_or_as_a_tool() -> None:
     assert responses["text"]["format"]["schema"] == SCHEMA
     own = DIALECTS["messages"](Teacher(provider="anthropic", model="claude-haiku-4-5")).request(call)
     assert own["output_config"] == {"format": {"type": "json_schema", "schema": SCHEMA}}
+    assert "tools" not in own
     compatible = Teacher(provider="anthropic", model="m", free=True, base_url="http://127.0.0.1:9")
     assert DIALECTS["messages"](compatible).request(call)["tools"][0]["input_schema"] == SCHEMA
     used = body(MESSAGE, stop_reason="tool_use", content=[{"type": "tool_use", "name": "answer", "input": {"n": 4}}])
     assert decode("messages", used).text == '{"n": 4}'
+
+
+def test_anthropics_own_format_gets_a_schema_that_it_takes_and_a_tool_any_other() -> None:
+    """Its API answers 400 to an object that is open, and to minLength, minimum and their like."""
+    lane = DIALECTS["messages"](Teacher(provider="anthropic", model="claude-haiku-4-5"))
+
+    def sent(schema: dict[str, Any]) -> dict[str, Any]:
+        return lane.request(Call("r", (Message("user", "hi"),), Sampling(), schema=json.dumps(schema)))
+
+    name = {"type": "string", "minLength": 1}
+    taken = sent({"type": "object", "properties": {"name": name}, "required": ["name"]})["output_config"]["format"]
+    assert taken["schema"]["additionalProperties"] is False
+    assert taken["schema"]["properties"]["name"] == {"type": "string", "description": "{minLength: 1}"}
+    odd = {"type": "object", "properties": {"x": {"type": ["string", "null"]}}}
+    assert sent(odd)["tools"][0]["input_schema"] == odd and "output_config" not in sent(odd)
 
 
 def test_strict_mode_is_asked_for_only_where_the_schema_allows_it() -> None:
