@@ -78,6 +78,9 @@ def spec_error(model: type[BaseModel], error: ValidationError) -> SpecError:
     if first["type"] == "missing":
         return SpecError(f"{dotted} is required{more}", "limbeck schema prints every key with its meaning")
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("model_type", "dict_type"):
+        keys = known_keys(model, path)
+        message = "must be a mapping" + (f" with keys such as {', '.join(keys[:4])}" if keys else " of keys to values")
     if first["type"] == "none_required" or (first["type"] == "literal_error" and dotted in UNBUILT):
         message = f"not built yet; leave it {UNBUILT.get(dotted, 'null')}"
     shown = _shown(path[-1] if path else "", first["input"])

@@ -146,9 +146,10 @@ class Teacher(Strict):
         if self.provider == "anthropic" and self.base_url is not None and self.base_url.endswith("/v1"):
             raise ValueError("base_url of an anthropic lane does not end in /v1; the package adds it")
         if self.provider in ("openai", "anthropic") and self._price is None and not self.free:
+            where = "" if self.base_url is None else f" at {self.base_url}"
             raise ValueError(
-                f"price of {self.model!r} is unknown; give price: {{input: USD, output: USD}} per million tokens, "
-                "or free: true for a teacher of one's own"
+                f"price of {self.model!r}{where} is unknown; give price: {{input: USD, output: USD}} per million "
+                "tokens, or free: true for a teacher of one's own"
             )
         return self
 

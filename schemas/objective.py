@@ -124,8 +124,12 @@ OBJECTIVE_NAMES = tuple(OBJECTIVES)
 
 def objective_of(value: Any) -> Any:
     """The objective that a spec names. A union of models would answer a typo with the errors of every branch."""
-    if not isinstance(value, dict):
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, Strict):
         return value
+    if not isinstance(value, dict):
+        raise ValueError("must be {name: ...}, with an objective's own parameters beside the name")
     name = value.get("name", "sft")
     if name not in OBJECTIVES:
         near = difflib.get_close_matches(str(name), OBJECTIVES, 1)

@@ -11,7 +11,7 @@ from simulation import Provider, Simulation
 
 from schemas.call import RateHint
 from schemas.money import Amount
-from services.admission.bucket import Bucket
+from services.admission.bucket import SLOT_S, SLOWEST, Bucket
 from services.admission.pool import LEASE_S, Charging, Pool, Report
 from services.admission.window import START, Window
 from services.fanout.size import Demand
@@ -215,6 +215,66 @@ class Minutes(RuleBasedStateMachine):
 
 TestMinutes = Minutes.TestCase
 TestMinutes.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+class OneBucket(RuleBasedStateMachine):
+    """A bucket alone: asked by changing workers, given back to, slowed and let go again."""
+
+    LIMIT = 300.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.bucket = 0.0, Bucket(self.LIMIT, 0.0, whole=True)
+        self.held = dict.fromkeys("abc", 0.0)
+        self.moved: list[tuple[float, float]] = []
+
+    @rule(seconds=st.floats(0, 30))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(asking=st.sets(st.sampled_from("abc"), min_size=1), wanted=st.integers(0, 500))
+    def ask(self, asking: set[str], wanted: int) -> None:
+        self.bucket.refill(dict.fromkeys(asking, 1 / len(asking)), self.now)
+        for worker in sorted(asking):
+            given = self.bucket.grant(worker, float(wanted), self.now)
+            assert 0 <= given <= wanted and given == int(given)
+            self.held[worker] += given
+            self.moved.append((self.now, given))
+
+    @rule(worker=st.sampled_from("abc"), share=st.floats(0, 1))
+    def give_back(self, worker: str, share: float) -> None:
+        amount = float(int(self.held[worker] * share))
+        self.held[worker] = 0.0  # what is not given back was used
+        self.bucket.give_back(worker, amount, self.now)
+        self.moved.append((self.now, -amount))
+
+    @rule(by=st.floats(0.1, 0.9))
+    def slow(self, by: float) -> None:
+        self.bucket.slow(by)
+        self.bucket.tighten()
+
+    @rule(by=st.floats(0, 1))
+    def recover(self, by: float) -> None:
+        self.bucket.recover(by)
+
+    @rule(remaining=st.floats(0, 300), age=st.floats(0, 5))
+    def hear(self, remaining: float, age: float) -> None:
+        before = self.bucket.level
+        self.bucket.bound(remaining, age, self.now)
+        assert self.bucket.level <= before + 1e-6
+
+    @invariant()
+    def no_minute_holds_more_than_the_limit(self) -> None:
+        first = (self.now - 60) // SLOT_S
+        assert sum(amount for when, amount in self.moved if when // SLOT_S >= first) <= self.LIMIT + 1e-6
+
+    @invariant()
+    def it_slows_down_to_no_less_than_its_slowest(self) -> None:
+        assert SLOWEST <= self.bucket.factor <= 1.0
+
+
+TestOneBucket = OneBucket.TestCase
+TestOneBucket.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["x", "y"]), st.floats(0, 1), st.integers(0, 200)), max_size=60))

@@ -2,14 +2,17 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from schemas.errors import LimbeckError, SpecError
 from schemas.money import Amount
@@ -61,6 +64,92 @@ def test_a_segment_cut_anywhere_keeps_every_frame_before_the_cut(
     index = JournalIndex(root)
     ends = [sum(map(len, frames[: i + 1])) for i in range(len(frames))]
     assert [bytes([i]) * 32 in index for i in range(1, len(frames) + 1)] == [end <= cut for end in ends]
+
+
+class Recovery(RuleBasedStateMachine):
+    """Writers append, end, are killed between two frames or within one, and others come after them: whatever was
+    written whole is found, and nothing that may have been paid is missing from the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp(prefix="journal-"))
+        self.starts, self.calls = 0, 0
+        self.writer: JournalWriter | None = None
+        self.bodies: dict[bytes, bytes] = {}
+        self.failed: set[bytes] = set()
+        self.settled: dict[bytes, int] = {}
+        self.open: dict[bytes, int] = {}
+        self.mine: list[bytes] = []  # attempts that the writer of now has in flight
+        self.start()
+
+    def start(self) -> None:
+        self.starts += 1
+        self.mine = []
+        self.writer = JournalWriter(self.root, f"{self.starts:06d}-1-0000")
+
+    @rule(most=st.integers(1, 10**9))
+    def send(self, most: int) -> None:
+        assert self.writer is not None
+        self.calls += 1
+        attempt = self.calls.to_bytes(16, "big")
+        self.writer.append(Frame(Kind.SENT, attempt * 2, attempt, {"nano_usd": most, "tokens": 9}))
+        self.open[attempt] = most
+        self.mine.append(attempt)
+
+    @precondition(lambda self: self.mine)
+    @rule(share=st.floats(0, 1), body=BODIES)
+    def answer(self, share: float, body: bytes) -> None:
+        assert self.writer is not None
+        attempt = self.mine.pop()
+        cost = int(self.open.pop(attempt) * share)
+        self.writer.append(answered(attempt * 2, body, attempt, cost))
+        self.bodies[attempt * 2], self.settled[attempt] = body, cost
+
+    @precondition(lambda self: self.mine)
+    @rule()
+    def fail(self) -> None:
+        assert self.writer is not None
+        attempt = self.mine.pop()
+        del self.open[attempt]
+        meta = {"final": True, "kind": "bad_request", "detail": "", "status": 400, "nano_usd": 0, "tokens": 0}
+        self.writer.append(Frame(Kind.FAILED, attempt * 2, attempt, meta))
+        self.failed.add(attempt * 2)
+
+    @rule()
+    def end(self) -> None:
+        assert self.writer is not None
+        self.writer.close()
+        self.start()
+
+    @precondition(lambda self: self.mine)
+    @rule(share=st.floats(0, 1, exclude_max=True), body=BODIES)
+    def die_within_a_frame(self, share: float, body: bytes) -> None:
+        assert self.writer is not None
+        torn = encode(answered(self.mine[-1] * 2, body, self.mine[-1], 1))
+        with self.writer.path.open("ab") as file:
+            file.write(torn[: int(len(torn) * share)])
+        self.writer.close()
+        self.start()
+
+    @invariant()
+    def what_was_written_is_found_and_paid_for(self) -> None:
+        index = JournalIndex(self.root)
+        assert len(index) == len(self.bodies)
+        for key, body in self.bodies.items():
+            found = index.answer(key)
+            assert found is not None and found.body == body
+        assert index.totals.nano_usd == sum(self.settled.values()) + sum(self.open.values())
+        assert index.totals.in_doubt_nano == sum(self.open.values())
+        assert index.totals.calls == self.calls
+
+    def teardown(self) -> None:
+        assert self.writer is not None
+        self.writer.close()
+        shutil.rmtree(self.root)
+
+
+TestRecovery = Recovery.TestCase
+TestRecovery.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
 
 
 @given(st.lists(st.binary(max_size=60), min_size=2, max_size=6), st.data())
