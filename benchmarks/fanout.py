@@ -171,8 +171,8 @@ def cost(folder: Path, repeats: int, address: str) -> Table:
 def used(bill: dict[str, Any], limit: float, column: int) -> tuple[float, float]:
     """(share of the limit from the fifth second to the last whole one, share of calls refused)."""
     first = bill["seconds"][0][0]
-    seconds = bill["seconds"][5:-2]
-    share = sum(second[column] for second in seconds) / (limit / 60 * (bill["seconds"][-2][0] - first - 5))
+    seconds = bill["seconds"][5:-1]
+    share = sum(second[column] for second in seconds) / (limit / 60 * (bill["seconds"][-1][0] - first - 5))
     return share, bill["refused_total"] / max(1, bill["calls"] + bill["refused_total"])
 
 

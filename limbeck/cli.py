@@ -277,6 +277,41 @@ def train(
 
 
 @app.command()
+def evaluate(
+    spec: Annotated[Path, typer.Argument(help="An evaluation spec in YAML.", metavar="SPEC")],
+    out: Annotated[Path, typer.Option("--out", help="Where evaluation.html and .json are written.")] = Path(
+        "evaluation"
+    ),
+    address: Address = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Compare students on held-out rows: loss, ROUGE-L, exact match, values, in-context accuracy, KL to a teacher.
+
+    Every mean comes with its 95 % interval. The page shows all students side by side, and what they write.
+    """
+
+    def work() -> None:
+        from limbeck.progress import comparison
+        from limbeck.spec_file import load_evaluation
+
+        loaded = load_evaluation(spec, settings or [])
+        from limbeck import evaluation
+
+        def watch(judged: int, of: int) -> None:
+            print(f"judged {judged}/{of} students", file=sys.stderr, flush=True)
+
+        stop = StopFlag("ending")
+        place = lasting(out)
+        found = evaluation.evaluate(loaded, place, address=address, watch=watch, stopping=stop, ready=stop.install)
+        from rich.console import Console
+
+        Console(width=max(80, Console().width)).print(comparison(found, out))
+
+    guarded(work, debug)
+
+
+@app.command()
 def status(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print manifest.json.")] = False,

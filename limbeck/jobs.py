@@ -138,7 +138,7 @@ def _check_training(job: JobSpec, spec: TrainingSpec, rows: int) -> None:
     if data.fields:
         texts = [field.name for field in SCHEMAS[job.pipeline] if field.type == pa.string()]
         names = [name for name in texts if name != "gold" or "label" in job.source.fields]
-        check_columns(names, data, needed(spec.objective))
+        check_columns(names, data, needed(spec.objective, data))
 
 
 def _trained_on(this: Run, spec: TrainingSpec) -> dict[str, Any]:

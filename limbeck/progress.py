@@ -121,3 +121,15 @@ def summary(manifest: Manifest, metrics: dict[str, Any] | None, out: Path) -> Ta
     if (report := out / "report.html").is_file():
         table.add_row("report", Text(str(report)))
     return table
+
+
+def comparison(found: dict[str, Any], out: Path) -> Table:
+    """The table that ends an evaluation: a column for each student."""
+    table = Table("", *found, title="students compared", title_justify="left", caption=str(out / "evaluation.html"))
+    for name in dict.fromkeys(name for one in found.values() for name in one["metrics"]):
+        cells = []
+        for one in found.values():
+            mean, low, high = one["metrics"].get(name, (float("nan"),) * 3)
+            cells.append(f"{mean:.3f}" + (f" +-{(high - low) / 2:.3f}" if high != low else ""))
+        table.add_row(name, *cells)
+    return table

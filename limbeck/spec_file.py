@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from schemas.errors import SpecError, refused_as_spec
+from schemas.evaluation import EvaluationSpec
 from schemas.explain import spec_error
 from schemas.job import JobSpec
 from schemas.lane import Strict
@@ -18,7 +19,8 @@ Spec = TypeVar("Spec", bound=Strict)
 PATHS = (("source", "path"), ("prompt", "exemplars"), ("train", "data", "path"), ("train", "data", "run"),
          ("data", "path"), ("data", "run"), ("train", "student", "from"), ("student", "from"),
          ("train", "student"), ("student",), ("train", "teacher"), ("teacher",), ("objective", "lm", "path"),
-         ("train", "objective", "lm", "path"), ("objective", "cache"), ("train", "objective", "cache"))  # fmt: skip
+         ("train", "objective", "lm", "path"), ("objective", "cache"), ("train", "objective", "cache"),
+         ("k_shot", "pool"))  # fmt: skip
 
 
 LONGEST_NAME = 255  # bytes of a file name, on every file system in common use
@@ -119,6 +121,12 @@ def resolve_paths(spec: dict[str, Any], folder: Path) -> None:
     teachers = spec.get("teachers")
     lanes = [t for t in teachers if isinstance(t, dict)] if isinstance(teachers, list) else []
     places = [(lane, "model") for lane in lanes if lane.get("provider") == "embedded"]
+    students = spec.get("students")
+    if isinstance(students, dict):
+        places += [(students, name) for name in students]
+    elif isinstance(students, list):
+        spec["students"] = named = {one: one for one in students if isinstance(one, str)}
+        places += [(named, name) for name in named]
     for *parents, last in PATHS:
         here: Any = spec
         for key in parents:
@@ -131,7 +139,7 @@ def resolve_paths(spec: dict[str, Any], folder: Path) -> None:
             continue
         if any(c < " " for c in value) or max(len(part.encode()) for part in value.split("/")) > LONGEST_NAME:
             raise SpecError(f"{key}: {value[:60]!r} cannot be a path", "name a file or a folder")
-        is_model = key in ("model", "student", "teacher", "from")
+        is_model = key in ("model", "student", "teacher", "from") or here is spec.get("students")
         expanded = os.path.expanduser(value)  # noqa: PTH111 - the method raises for an unknown user
         beside, current = folder / expanded, Path.cwd() / expanded
         if is_model and not (beside.exists() or current.exists()):
@@ -158,6 +166,10 @@ def load_spec(path: Path, model: type[Spec], settings: list[str]) -> Spec:
 
 def load_job(path: Path, settings: list[str]) -> JobSpec:
     return load_spec(path, JobSpec, settings)
+
+
+def load_evaluation(path: Path, settings: list[str]) -> EvaluationSpec:
+    return load_spec(path, EvaluationSpec, settings)
 
 
 def load_training(path: Path, settings: list[str]) -> TrainingSpec:

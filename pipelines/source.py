@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from schemas.errors import SpecError
-from schemas.hub import require_hub
+from schemas.hub import hub_rows
 from schemas.job import Source
 from schemas.text_files import TooManyCells, files_of, is_unicode, parsed, text_entries
 
@@ -72,24 +72,12 @@ def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
         raise SpecError(f"source malformed: {where}: {error}", "is it a whole parquet file, its text UTF-8?") from None
 
 
-def _hugging_face(name: str) -> Iterator[tuple[str, Any]]:
-    """`hf:DATASET[:SPLIT]`, streamed."""
-    import datasets
-
-    dataset, _, split = name.partition(":")
-    require_hub(f"source missing: hf:{name}")
-    try:
-        rows = datasets.load_dataset(dataset, split=split or "train", streaming=True)
-        yield from ((f"{name} row {i}", row) for i, row in enumerate(rows))
-    except (FileNotFoundError, ValueError, ConnectionError, OSError) as error:
-        line = str(error).strip().splitlines()[0][:200]
-        raise SpecError(f"source missing: hf:{name}: {line}", "check the name, the split and the network") from None
-
-
 def entries(path: str) -> Iterator[tuple[str, Any]]:
     """(where, raw line or object) of every entry."""
     if path.startswith("hf:"):
-        yield from _hugging_face(path.removeprefix("hf:"))
+        import datasets
+
+        yield from hub_rows(path.removeprefix("hf:"), "source", datasets.load_dataset)
         return
     for file in files_of(path, "source"):
         yield from _parquet(file) if file.suffix == ".parquet" else text_entries(file, "source")

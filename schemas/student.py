@@ -42,14 +42,31 @@ class FromScratch(Strict):
 TRAINED_ON = "trained_on.json"  # beside a student: what it was made of
 Name = Annotated[str, Field(min_length=1)]
 Column = Literal[
-    "id", "prompt", "response", "input", "rationale", "label", "output", "demonstrations", "options", "option_probs"
+    "id",
+    "prompt",
+    "response",
+    "input",
+    "rationale",
+    "label",
+    "output",
+    "demonstrations",
+    "options",
+    "option_probs",
+    "messages",
+    "instruction",
+    "task",
 ]
 
 
 class TrainingData(Strict):
     """Where the pairs come from: a file, or the dataset of a run."""
 
-    path: Name | None = Field(None, description="jsonl, jsonl.gz, json, csv or parquet: file, glob or directory")
+    path: Name | None = Field(
+        None, description="jsonl, jsonl.gz, json, csv or parquet: file, glob or directory; or hf:DATASET[:SPLIT]"
+    )
+    form: Literal["pairs", "messages", "alpaca"] = Field(
+        "pairs", description="prompt and response; a list of role and content; instruction, input and output"
+    )
     run: Name | None = Field(None, description="a run directory: its published dataset")
     fields: dict[Column, Annotated[str, Field(min_length=1)]] = Field(
         default_factory=dict,
@@ -62,6 +79,8 @@ class TrainingData(Strict):
     def _known(self) -> "TrainingData":
         if self.path is not None and self.run is not None:
             raise ValueError("give either path or run, not both")
+        if self.run is not None and self.form != "pairs":
+            raise ValueError("form goes with path: the rows of a run are known")
         if self.template not in (None, "chat"):
             raise ValueError(f"template {self.template!r} is not known; chat is")
         return self
@@ -88,6 +107,17 @@ class Checkpoints(Strict):
         return self.best or self.patience is not None
 
 
+class Lora(Strict):
+    """Low-rank adapters (arXiv 2106.09685): they alone are trained, and merged into the student that is saved."""
+
+    r: Annotated[int, Field(ge=1, le=65_536)] = Field(16, description="rank")
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = Field(32.0, description="alpha / r scales what they add")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, description="names of linear modules, as in [q_proj, v_proj]; null: all but the vocabulary's"
+    )
+
+
 class TrainingSpec(Strict):
     student: FromScratch | LayerCut | str = Field(description="scratch, {from, layers}, or a Hugging Face id or path")
     objective: AnyObjective = Field(Sft(), description="by name: " + ", ".join(OBJECTIVE_NAMES))
@@ -102,10 +132,19 @@ class TrainingSpec(Strict):
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(8, description="rows at a time, per worker")
     accumulation: Annotated[int, Field(ge=1, le=1_000_000)] = Field(1, description="batches a step")
     learning_rate: Annotated[float, Field(gt=0, le=100)] = Field(3.0e-4, description="its peak, after a short rise")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="of the rate after its rise")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of the steps in which the rate rises")
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    lora: Lora | None = Field(None, description="train adapters alone; {} takes the usual ones")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the arithmetic; weights stay float32. auto: bfloat16 on a GPU, float32 elsewhere"
+    )
+    activation_checkpointing: bool = Field(False, description="compute activations twice to hold fewer: less memory")
     max_length: Annotated[int, Field(ge=8, le=10_000_000)] = Field(
         512, description="tokens of prompt and response together"
     )
     packing: bool = Field(True, description="several pairs in one row; not where responses are sampled")
+    bucketing: bool = Field(False, description="rows of like length side by side, where they are not packed")
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the pairs that is held out")
     checkpoints: Checkpoints = Checkpoints()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the split, of new weights and of the order")
@@ -117,6 +156,8 @@ class TrainingSpec(Strict):
 
     @model_validator(mode="after")
     def _taught(self) -> "TrainingSpec":
+        if self.lora is not None and isinstance(self.student, FromScratch):
+            raise ValueError("lora goes with a student that has learned something, not with one from scratch")
         if teaches(self.objective) and self.teacher is None:
             raise ValueError(f"objective {self.objective.name!r} learns from a teacher: set teacher")
         return self

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import SpecError
+from schemas.hub import hub_rows
 from schemas.student import TrainingData
 from schemas.text_files import TooManyCells, files_of, is_unicode, parsed, text_entries
 
 
 def _files(data: TrainingData) -> list[Path]:
+    if data.path is not None and data.path.startswith("hf:"):
+        return []
     if data.path is not None:
         return files_of(data.path, "data")
     if data.run is None:
@@ -22,8 +25,8 @@ def _files(data: TrainingData) -> list[Path]:
 
 
 def data_digest(data: TrainingData) -> str:
-    """Names, sizes and times of the files: while it is the same, so are the pairs."""
-    return files_digest(_files(data))
+    """Names, sizes and times of the files, or a dataset's name on the Hub: while it is the same, so are the pairs."""
+    return f"{data.path}" if data.path and data.path.startswith("hf:") else files_digest(_files(data))
 
 
 def files_digest(paths: Iterable[Path]) -> str:
@@ -37,18 +40,25 @@ def raw_rows(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) of every row. Of parquet files only `columns` are read, for others may hold pictures or sound, and
     those of `needed`, by our names, are looked for at once."""
+    for where, entry in _entries(data, columns, needed):
+        try:
+            row = parsed(entry)
+        except (ValueError, RecursionError) as error:
+            raise SpecError(f"data malformed: {where}: not valid JSON: {error}", "mend the row") from None
+        if not isinstance(row, dict):
+            what = row if isinstance(row, TooManyCells) else f"a {type(row).__name__}, not an object"
+            raise SpecError(f"data malformed: {where}: {what}", "mend the row")
+        yield where, row
+
+
+def _entries(data: TrainingData, columns: Sequence[str] | None, needed: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """(where, raw line or object) of every entry."""
+    if data.path is not None and data.path.startswith("hf:"):
+        import datasets
+
+        yield from hub_rows(data.path.removeprefix("hf:"), "data", datasets.load_dataset)
     for file in _files(data):
-        for where, entry in (
-            _parquet(file, data, columns, needed) if file.suffix == ".parquet" else text_entries(file, "data")
-        ):
-            try:
-                row = parsed(entry)
-            except (ValueError, RecursionError) as error:
-                raise SpecError(f"data malformed: {where}: not valid JSON: {error}", "mend the row") from None
-            if not isinstance(row, dict):
-                what = row if isinstance(row, TooManyCells) else f"a {type(row).__name__}, not an object"
-                raise SpecError(f"data malformed: {where}: {what}", "mend the row")
-            yield where, row
+        yield from _parquet(file, data, columns, needed) if file.suffix == ".parquet" else text_entries(file, "data")
 
 
 def _parquet(

@@ -1,6 +1,7 @@
 """What a student is worth on held-out rows: loss on the response tokens, ROUGE-L of what it writes."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import regex
 import torch
@@ -22,7 +23,7 @@ GENERATED_ROWS = 48  # ROUGE-L is measured on at most this many held-out rows
 GENERATED_TOKENS = 96
 
 
-def _batches(student: Student, rows: Sequence[TokenRow]) -> Iterator[dict[str, torch.Tensor]]:
+def batches(student: Student, rows: Sequence[TokenRow]) -> Iterator[dict[str, torch.Tensor]]:
     """Rows on the student's device, a few at a time."""
     collate = Collator(student.tokenizer.pad_token_id, student.seq2seq)
     for start in range(0, len(rows), BATCH):
@@ -41,7 +42,7 @@ def held_out_sums(student: Student, rows: Sequence[TokenRow]) -> tuple[float, in
     student.model.eval()
     total, count = 0.0, 0
     with torch.inference_mode():
-        for batch in _batches(student, rows):
+        for batch in batches(student, rows):
             seen = aligned(student.model, batch)
             total += float(cross_entropy(seen.logits.float(), seen.targets, reduction="sum"))
             count += len(seen.targets)
@@ -53,7 +54,7 @@ def divergences(student: Student, teacher: Teacher, rows: Sequence[TokenRow]) ->
     student.model.eval()
     forward, reverse, count = 0.0, 0.0, 0
     with torch.inference_mode():
-        for batch in _batches(student, rows):
+        for batch in batches(student, rows):
             ours, theirs = cut(aligned(student.model, batch), teacher.vocabulary).logits, teacher(batch).logits
             forward += float(forward_kl(theirs, ours).sum())
             reverse += float(reverse_kl(theirs, ours).sum())
@@ -61,8 +62,15 @@ def divergences(student: Student, teacher: Teacher, rows: Sequence[TokenRow]) ->
     return forward / max(1, count), reverse / max(1, count)
 
 
-def responses(student: Student, pairs: Sequence[Pair], template: str | None, max_length: int) -> list[str]:
-    """Greedy responses."""
+def responses(
+    student: Student, pairs: Sequence[Pair], template: str | None, max_length: int, tokens: int = GENERATED_TOKENS,
+    seed: int | None = None,
+) -> list[str]:  # fmt: skip
+    """Responses of at most so many tokens: greedy ones, or sampled at temperature 1 where there is a seed."""
+    drawn: dict[str, Any] = {"do_sample": False}
+    if seed is not None:
+        torch.manual_seed(seed)
+        drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     tokenizer, model = student.tokenizer, student.model.eval()
     tokenizer.padding_side = "right" if student.seq2seq else "left"
     written: list[str] = []
@@ -74,8 +82,8 @@ def responses(student: Student, pairs: Sequence[Pair], template: str | None, max
                 add_special_tokens=student.seq2seq and template is None, return_token_type_ids=False,
             ).to(model.device)  # fmt: skip
             out = model.generate(
-                **encoded, max_new_tokens=GENERATED_TOKENS, do_sample=False,
-                pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+                **encoded, **drawn, max_new_tokens=tokens, pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
             )  # fmt: skip
             new = out if student.seq2seq else out[:, encoded["input_ids"].shape[1] :]
             written += tokenizer.batch_decode(new, skip_special_tokens=True)
@@ -83,11 +91,10 @@ def responses(student: Student, pairs: Sequence[Pair], template: str | None, max
     return written
 
 
-def rouge_l(written: Sequence[str], references: Sequence[str]) -> float:
-    """Mean ROUGE-L F1 with stemming, 0 to 1."""
+def rouge_l(written: Sequence[str], references: Sequence[str]) -> list[float]:
+    """ROUGE-L F1 with stemming of each, 0 to 1."""
     scorer = RougeScorer(["rougeL"], tokenizer=Words())
-    scores = [scorer.score(ref, out)["rougeL"].fmeasure for out, ref in zip(written, references, strict=True)]
-    return sum(scores) / max(1, len(scores))
+    return [float(scorer.score(ref, out)["rougeL"].fmeasure) for out, ref in zip(written, references, strict=True)]
 
 
 class Words:
@@ -105,4 +112,5 @@ class Words:
 def held_out_rouge(student: Student, pairs: Sequence[Pair], template: str | None, max_length: int) -> float:
     """ROUGE-L of the student's responses against the teacher's on the first `GENERATED_ROWS` held-out rows."""
     shown = list(pairs[:GENERATED_ROWS])
-    return rouge_l(responses(student, shown, template, max_length), [pair.response for pair in shown])
+    scores = rouge_l(responses(student, shown, template, max_length), [pair.response for pair in shown])
+    return sum(scores) / max(1, len(scores))

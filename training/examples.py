@@ -24,13 +24,25 @@ class Pair:
     record: str = ""  # its id
     task: int = MAIN  # which of an objective's losses it belongs to
     weight: float = 1.0
+    turns: tuple[tuple[str, str], ...] = ()  # role and text of what the prompt was made of, for a chat template
 
+
+# Of github.com/tatsu-lab/stanford_alpaca (README, Apache-2.0): without and with an input.
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n",
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}"
+    "\n\n### Response:\n",
+)
 
 Example = tuple[Pair, ...]  # all that is learned from one record; the first is what is asked at inference
 
 
-def needed(objective: AnyObjective) -> tuple[str, ...]:
+def needed(objective: AnyObjective, data: TrainingData) -> tuple[str, ...]:
     """The columns that an objective learns from."""
+    if data.form != "pairs" and not isinstance(objective, StepByStep | Icl):
+        return ("messages",) if data.form == "messages" else ("instruction", "output")
     if isinstance(objective, StepByStep):
         return ("input", "rationale", "label")
     return ("input", "output") if isinstance(objective, Icl) else ("prompt", "response")
@@ -69,7 +81,9 @@ def _require_two(rows: int) -> None:
 def _examples(data: TrainingData, objective: AnyObjective) -> Iterator[Example]:
     if isinstance(objective, StepByStep):
         return _steps(data, objective)
-    return _episodes(data, objective) if isinstance(objective, Icl) else _pairs(data)
+    if isinstance(objective, Icl):
+        return _episodes(data, objective)
+    return {"pairs": _pairs, "messages": _conversations, "alpaca": _alpaca}[data.form](data)
 
 
 def _pairs(data: TrainingData) -> Iterator[Example]:
@@ -84,6 +98,42 @@ def _pairs(data: TrainingData) -> Iterator[Example]:
         except KeyError as error:
             raise SpecError(f"data.run: {where}: no column {error}", "name a run, or map data.fields") from None
         yield (Pair(asked + separator, answered, str(row["id"])),)
+
+
+def _conversations(data: TrainingData) -> Iterator[Example]:
+    """Each row is a list of turns: the last one, the assistant's, is learned; those before it are read."""
+    name = data.fields.get("messages", "messages")
+    for number, (where, row) in enumerate(raw_rows(data, None, ("messages",))):
+        check_columns(list(row), data, ("messages",), f"{where}: ")
+        turns = row[name]
+        try:
+            read = tuple((str(turn["role"]), turn["content"]) for turn in turns)
+        except (TypeError, KeyError):
+            read = ()
+        if len(read) < 2 or read[-1][0] != "assistant" or not all(isinstance(text, str) for _, text in read):
+            raise SpecError(
+                f"data: {where}: field {name!r} must be a list of role and content that ends with the assistant's",
+                "mend the row or leave it out",
+            )
+        *before, (_, answered) = read
+        if not answered.strip():
+            raise SpecError(f"data: {where}: the assistant's last turn is blank", "mend the row or leave it out")
+        asked = "".join(f"{text}\n\n" for _, text in before)
+        yield (Pair(asked, answered, str(row.get("id", number)), turns=tuple(before)),)
+
+
+def _alpaca(data: TrainingData) -> Iterator[Example]:
+    """Stanford Alpaca's columns in its prompt, which LaMini's decoders are trained with, too; `chat` gives the
+    instruction and the input alone."""
+    rows = mapped_rows(data, ("instruction", "output"), ("id", "input"))
+    for number, (where, row) in enumerate(rows):
+        more = row.get("input") or ""
+        if not isinstance(more, str):
+            raise SpecError(f"data: {where}: field 'input' must be text", "mend the row")
+        asked = f"{row['instruction']}\n\n{more}" if more.strip() else row["instruction"]
+        prompt = ALPACA[bool(more.strip())].format(instruction=row["instruction"], input=more)
+        turns = (("user", asked),)
+        yield (Pair(prompt, row["output"], str(row.get("id", number)), turns=turns),)
 
 
 def _steps(data: TrainingData, objective: StepByStep) -> Iterator[Example]:

@@ -40,7 +40,7 @@ def prompt_text(pair: Pair, tokenizer: Any, template: str | None) -> str:
     """The prompt as the model reads it: as written, or in the tokenizer's chat template."""
     if template is None:
         return pair.prompt
-    turns = [{"role": "user", "content": pair.prompt}]
+    turns = [{"role": role, "content": text} for role, text in pair.turns or (("user", pair.prompt),)]
     text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     return text
 

@@ -3,17 +3,19 @@
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
 import transformers
+from tensorboardX import SummaryWriter
 
 from schemas.errors import LimbeckError
 from schemas.objective import samples
 from schemas.student import TrainingSpec
+from training.adapters import attach, merge
 from training.checkpoints import held_out
 from training.curve import draw_curve
 from training.evaluate import divergences, held_out_loss, held_out_rouge
@@ -21,32 +23,45 @@ from training.examples import Example, Pair, language_modelling, load_examples, 
 from training.loop import TRAINER, use_assigned_cores
 from training.rows import TokenRow, rows_for
 from training.signals import cache_of
+from training.speed import peak_of, training_flops
 from training.students import Student, load_student
 from training.teacher import Teacher, load_teacher
 from training.trainer import trainer_of
 
 
 class Report(transformers.TrainerCallback):  # type: ignore[misc]
-    """Write progress for the driver."""
+    """Write progress for the driver, and what TensorBoard shows. `tokens` and `flops` are of the whole training; `peak`
+    is what its devices can do in a second, where that is known."""
 
-    def __init__(self, work: Path, tokens: int) -> None:
-        self._work, self._tokens, self._started, self._first = work, tokens, 0.0, 0
+    def __init__(self, work: Path, tokens: float, flops: float, peak: float | None) -> None:
+        self._work, self._tokens, self._flops, self._peak = work, tokens, flops, peak
+        self._started, self._first = 0.0, 0
+        self._board: SummaryWriter | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started, self._first = time.monotonic(), state.global_step
+        self._board = SummaryWriter(str(self._work.parent / "tensorboard"), purge_step=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        seconds = time.monotonic() - self._started
-        done = (state.global_step - self._first) / max(1, state.max_steps)
-        line = {
-            "step": state.global_step, "steps": state.max_steps, "loss": logs["loss"],
-            "tokens_per_second": self._tokens * done / seconds,
-        }  # fmt: skip
-        new = self._work / "train-progress.new"
-        new.write_text(json.dumps(line))
-        new.replace(self._work / "train-progress.json")
+        numbers = {name: x for name, x in (logs or {}).items() if isinstance(x, int | float)}
+        if "loss" in numbers:
+            speed = self.speed(state)
+            numbers |= speed
+            line = {"step": state.global_step, "steps": state.max_steps, "loss": numbers["loss"], **speed}
+            new = self._work / "train-progress.new"
+            new.write_text(json.dumps(line))
+            new.replace(self._work / "train-progress.json")
+        if self._board is not None:
+            for name, number in numbers.items():
+                self._board.add_scalar(name, number, state.global_step)
+            self._board.flush()
+
+    def speed(self, state: Any) -> dict[str, float]:
+        """Of this start: tokens a second, operations a second, and the share of the peak that these are (MFU)."""
+        seconds = max(1e-9, time.monotonic() - self._started)
+        done = (state.global_step - self._first) / max(1, state.max_steps) / seconds
+        found = {"tokens_per_second": self._tokens * done, "flops_per_second": self._flops * done}
+        return found if self._peak is None else found | {"mfu": self._flops * done / self._peak}
 
 
 class Session:
@@ -64,9 +79,7 @@ class Session:
         assert spec.data is not None
         learn, held = split(load_examples(spec.data, spec.objective), spec.eval_fraction, spec.seed)
         texts = (text for example in learn for pair in example for text in (pair.prompt, pair.response))
-        student = load_student(spec.student, texts, spec.seed, spec.teacher)
-        if spec.data.template and not student.tokenizer.chat_template:
-            raise LimbeckError("data.template: chat, but the student's tokenizer has none", "leave template out")
+        student = self._student(texts)
         teacher = load_teacher(spec.teacher, student) if spec.teacher and cache_of(spec) is None else None
         rows, left_out = self._rows(student, [pair for example in learn for pair in example])
         asked, held_rows, more_left_out = self._held_out(student, held)
@@ -75,17 +88,33 @@ class Session:
         metrics: dict[str, Any] = {
             "objective": spec.objective.name, "parameters": student.model.num_parameters(), "rows_train": len(rows),
             "rows_eval": len(held_rows), "rows_too_long": left_out + more_left_out, "epochs": spec.epochs,
+            "rows_cut": sum(row.labels[-1] != student.tokenizer.eos_token_id for row in rows),
         }  # fmt: skip
         if (lm := language_modelling(spec.objective)) is not None:
             rows += self._rows(student, load_text(lm, student.seq2seq))[0]
+        adapters = attach(student, spec.lora) if spec.lora is not None else None
         self._measure_once(metrics, student, teacher, asked, held_rows)
         history = self._train(student, teacher, rows, held_rows, metrics)
         if history is None:
             return  # stopped by the user: whoever stops does not want to wait for its measurement
+        if adapters is not None:
+            merge(student, adapters)
         self._measure("after", metrics, student, teacher, asked, held_rows)
         if self.rank == 0:
             self._save(student, metrics, history)
         ray.train.report({name: value for name, value in metrics.items() if isinstance(value, int | float)})
+
+    def _student(self, texts: Iterable[str]) -> Student:
+        """The student before its training; `LimbeckError` where it cannot read what the spec gives it."""
+        spec = self.spec
+        assert spec.data is not None
+        student = load_student(spec.student, texts, spec.seed, spec.teacher)
+        if spec.data.template and not student.tokenizer.chat_template:
+            raise LimbeckError("data.template: chat, but the student's tokenizer has none", "leave template out")
+        most = getattr(student.model.config, "max_position_embeddings", None)
+        if most is not None and spec.max_length > most:
+            raise LimbeckError(f"max_length: {spec.max_length}, the student reads {most} tokens", "lower max_length")
+        return student
 
     def _rows(self, student: Student, pairs: Sequence[Pair]) -> tuple[list[TokenRow], int]:
         return rows_for(self.spec, pairs, student.tokenizer, student.seq2seq)
@@ -135,21 +164,24 @@ class Session:
         """The trainer's log; None where the user stopped it."""
         spec = self.spec
         tokens = sum(len(row.input_ids) + (len(row.labels) if student.seq2seq else 0) for row in rows) * spec.epochs
+        peak = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        flops = training_flops(student.model, rows) * spec.epochs
+        report = Report(self.work, tokens, flops, peak and peak * spec.workers)
         if teacher is not None and torch.cuda.is_available():
             teacher.model.to("cuda")
-        callbacks = [Report(self.work, int(tokens))] if self.rank == 0 else []
         trainer = trainer_of(
-            spec, student, teacher, rows, held, self.work / TRAINER, callbacks, (self.work / "train-stop").exists
-        )
-        started = time.monotonic()
-        first = trainer.go_on()
-        seconds = time.monotonic() - started
-        state = trainer.state
-        metrics.update(
-            steps=state.global_step, train_seconds=round(seconds, 3),
-            packed=spec.packing and not samples(spec.objective),
-            tokens_per_second=tokens * (state.global_step - first) / state.max_steps / seconds,
+            spec, student, teacher, rows, held, self.work / TRAINER, [report] if self.rank == 0 else [],
+            (self.work / "train-stop").exists,
         )  # fmt: skip
+        started = time.monotonic()
+        trainer.go_on()
+        metrics.update(
+            steps=trainer.state.global_step, train_seconds=round(time.monotonic() - started, 3),
+            packed=spec.packing and not samples(spec.objective), **report.speed(trainer.state),
+        )  # fmt: skip
+        state = trainer.state
+        if torch.cuda.is_available():
+            metrics["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
         if spec.checkpoints.best:
             metrics["best_step"] = state.best_global_step
         return None if trainer.was_stopped else list(state.log_history)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from schemas.errors import LimbeckError
@@ -19,13 +19,13 @@ from schemas.student import TrainingSpec
 from training.checkpoints import Saving, newest, restore, step_of
 from training.evaluate import held_out_sums
 from training.learner import Learner, counts_of
+from training.order import Bucketed
 from training.rollout import Rollouts
 from training.rows import Bin, Collator, TokenRow, pack
 from training.signals import Signals, cache_of
 from training.students import Student
 from training.teacher import Teacher, vocabulary_with
 
-WARMUP = 0.05  # share of the steps over which the learning rate rises
 WEIGHTS = "learner.safetensors"
 
 
@@ -54,6 +54,7 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         self._seq2seq = bool(learner.model.config.is_encoder_decoder)
         self._since_check: list[tuple[list[str], Tensor]] = []
         self._steps = 0  # since the loss was logged
+        self.order: Bucketed | None = None  # of the rows; None: any
         if rollouts is not None:
             rollouts.reduce = lambda tensor: self.accelerator.reduce(tensor, "sum")
 
@@ -61,6 +62,9 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
     def was_stopped(self) -> bool:
         """Whether the user ended it before its end."""
         return self._saving.was_stopped
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.order or super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -122,20 +126,30 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         return found
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Tied weights, which the stock one refuses for a module that is no model of transformers, are saved once."""
+        """What learns: of a student with adapters those alone, and tied weights, which the stock one refuses, once."""
         place = Path(output_dir or self.args.output_dir)
         place.mkdir(parents=True, exist_ok=True)
-        save_model(self._learner, str(place / WEIGHTS))
+        save_file({name: p.detach().contiguous() for name, p in self._learning().items()}, place / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        ours = self._learning()
         try:
-            load_model(self._learner, str(Path(resume_from_checkpoint, WEIGHTS)))
-        except (RuntimeError, OSError, SafetensorError) as error:
-            line = str(error).strip().splitlines()[0][:200]
+            kept = load_file(Path(resume_from_checkpoint, WEIGHTS), device=str(self.args.device))
+            odd = sorted(kept.keys() ^ ours.keys()) or [n for n, p in ours.items() if p.shape != kept[n].shape]
+            what = odd[0] if odd else ""
+        except (OSError, SafetensorError) as error:
+            what = str(error).strip().splitlines()[0][:200]
+        if what:
             raise LimbeckError(
-                f"{resume_from_checkpoint}: a checkpoint of another model, or a damaged one: {line}",
+                f"{resume_from_checkpoint}: a checkpoint of another model, or a damaged one: {what}",
                 "remove it to begin anew, or choose another --out",
-            ) from None
+            )
+        with torch.no_grad():
+            for name, parameter in ours.items():
+                parameter.copy_(kept[name])
+
+    def _learning(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self._learner.named_parameters() if p.requires_grad}
 
     def go_on(self) -> int:
         """Train from the newest checkpoint, where there is one, to the end; the step that it began at."""
@@ -167,11 +181,16 @@ def trainer_of(
     vocabulary = vocabulary_with(spec.teacher, student) if signals is not None and spec.teacher else None
     collate = Collator(student.tokenizer.pad_token_id, student.seq2seq, signals)
     learner = Learner(student.model, spec.objective, None if signals else teacher, vocabulary)
+    if spec.activation_checkpointing:
+        student.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     rollouts = _rollouts(spec, student, teacher, collate)
     trainer = TokenTrainer(
         learner, student, held, rollouts, Saving(spec.checkpoints, wished, rollouts),
         args=_arguments(spec, len(bins), out), train_dataset=bins, data_collator=collate, callbacks=list(callbacks),
     )  # fmt: skip
+    if spec.bucketing and not packed:
+        lengths = [max(len(row.input_ids), len(row.labels)) for row in rows]
+        trainer.order = Bucketed(lengths, spec.batch_size * spec.workers, spec.seed)
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
@@ -186,14 +205,17 @@ def _rollouts(spec: TrainingSpec, student: Student, teacher: Teacher | None, col
 
 def _arguments(spec: TrainingSpec, bins: int, out: Path) -> transformers.TrainingArguments:
     cuda = torch.cuda.is_available()
+    bf16 = spec.precision == "bfloat16" or (spec.precision == "auto" and cuda)
     batches = math.ceil(bins / (spec.batch_size * spec.workers))
     steps = max(1, math.ceil(math.ceil(batches / spec.accumulation) * spec.epochs))
     return transformers.TrainingArguments(
         output_dir=str(out), per_device_train_batch_size=spec.batch_size,
         gradient_accumulation_steps=spec.accumulation, num_train_epochs=spec.epochs,
-        learning_rate=spec.learning_rate, seed=spec.seed, warmup_steps=int(WARMUP * steps),
+        learning_rate=spec.learning_rate, seed=spec.seed, warmup_steps=int(spec.warmup * steps),
+        lr_scheduler_type="constant_with_warmup" if spec.schedule == "constant" else spec.schedule,
+        weight_decay=spec.weight_decay,
         logging_steps=max(1, steps // 200), logging_nan_inf_filter=False, report_to="none",
         save_strategy="steps", save_steps=steps, metric_for_best_model="loss" if spec.checkpoints.best else None,
-        disable_tqdm=True, remove_unused_columns=False, use_cpu=not cuda, bf16=cuda, dataloader_pin_memory=cuda,
+        disable_tqdm=True, remove_unused_columns=False, use_cpu=not cuda, bf16=bf16, dataloader_pin_memory=cuda,
         ddp_find_unused_parameters=False,
     )  # fmt: skip

@@ -133,9 +133,9 @@ def test_scratch_students_of_one_seed_are_equal() -> None:
 
 
 def test_rouge_l_is_one_for_the_same_words_and_zero_for_others() -> None:
-    assert rouge_l(["the cat runs"], ["the cat runs"]) == 1.0
-    assert rouge_l(["dogs bark"], ["the cat runs"]) == 0.0
-    assert rouge_l(["the cat"], ["the cat runs"]) == pytest.approx(0.8)
+    assert rouge_l(["the cat runs"], ["the cat runs"]) == [1.0]
+    assert rouge_l(["dogs bark"], ["the cat runs"]) == [0.0]
+    assert rouge_l(["the cat"], ["the cat runs"]) == pytest.approx([0.8])
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_rouge_l_is_one_for_the_same_words_and_zero_for_others() -> None:
 )  # fmt: skip
 def test_rouge_l_reads_every_script(text: str, words: int) -> None:
     assert len(Words().tokenize(text)) == words
-    assert rouge_l([text], [text]) == 1.0
+    assert rouge_l([text], [text]) == [1.0]
 
 
 def test_english_words_are_those_of_rouge_score() -> None:

@@ -1,0 +1,56 @@
+"""Scores: what they are by hand, and that no text can do more than be wrong."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.scores import (
+    calibration_error,
+    distinct,
+    exact_match,
+    interval,
+    macro_f1,
+    value_match,
+    value_of,
+    vote,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("So the answer is 42.", 42), ("(3 + 4) * 2", 14), ("10 - 2 = 8", 8), ("$1,234.50", Fraction("1234.5")),
+        ("about 3/4 of it", Fraction(3, 4)), ("-7", -7), ("first 3, then 5", 5), ("none at all", None), ("1/0", None),
+        ("9**9**9", None), ("1" * 500, None), ("", None), ("costs 1,000,000 dollars", 1_000_000),
+    ],
+)  # fmt: skip
+def test_the_value_of_a_text(text: str, value: int | Fraction | None) -> None:
+    assert value_of(text) == value
+
+
+@given(st.text(alphabet="0123456789+-*/(). ,e_xj", max_size=300))
+def test_no_text_breaks_it(text: str) -> None:
+    value_of(text)
+
+
+def test_matches() -> None:
+    assert exact_match(" Paris. ", "paris") == 1.0 and exact_match("in Paris", "paris") == 0.0
+    assert value_match("it is (2+3)*2", "10") == 1.0 and value_match("9", "10") == 0.0
+    assert value_match("anything", "no number") is None
+
+
+def test_sums_by_hand() -> None:
+    assert distinct(["a b a b"], 1) == 0.5 and distinct(["a b a b"], 2) == pytest.approx(2 / 3) and distinct([], 1) == 0
+    assert calibration_error([0.9, 0.9, 0.1], [True, False, False]) == pytest.approx((0.8 + 0.1) / 3)
+    assert macro_f1(["a", "a", "b"], ["a", "b", "b"]) == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert macro_f1(["x"], ["a"]) == 0.0
+    assert vote(["b", "a", "a", "b"]) == "b"
+
+
+def test_an_interval_holds_its_mean_and_narrows() -> None:
+    few, many = interval([0.0, 1.0] * 10), interval([0.0, 1.0] * 1000)
+    assert few.low < 0.5 == few.mean < few.high
+    assert many.high - many.low < 0.3 * (few.high - few.low)
+    assert interval([0.0, 1.0] * 10) == few

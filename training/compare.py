@@ -1,0 +1,154 @@
+"""One student of a comparison: everything that its evaluation spec asks for, with intervals."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from schemas.errors import LimbeckError
+from schemas.evaluation import EvaluationSpec
+from training.aligned import aligned
+from training.divergences import forward_kl, reverse_kl, wide
+from training.evaluate import batches, responses, rouge_l
+from training.examples import Pair, load_examples
+from training.kshot import in_context
+from training.rows import TokenRow, token_rows
+from training.scores import Interval, calibration_error, distinct, exact_match, interval, value_match
+from training.students import Student, pretrained
+from training.teacher import Teacher, cut, load_teacher
+
+SHOWN = 12  # responses on the page
+NUMBERED = 0.5  # of the references must hold a number before values are compared
+GRAMS = (1, 2, 4)
+
+
+def judged(spec: EvaluationSpec, name: str) -> dict[str, Any]:
+    """{"metrics": {name: [mean, low, high]}, "samples": [{"prompt", "reference", "written"}], "rows", "parameters"} of
+    the student `name`."""
+    student = pretrained(spec.students[name])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    student.model.to(device).eval()
+    pairs, rows = chosen(spec, student)
+    metrics = on_tokens(student, rows)
+    if spec.teacher is not None:
+        teacher = load_teacher(spec.teacher, student)
+        teacher.model.to(device)
+        metrics |= beside_teacher(student, teacher, rows)
+        del teacher
+    written, scores = on_responses(spec, student, pairs)
+    metrics |= scores | in_context(spec, student) | lm_eval(spec, name)
+    shown = zip(pairs[:SHOWN], written[:SHOWN], strict=True)
+    return {
+        "metrics": {key: list(value) for key, value in metrics.items()}, "rows": len(rows),
+        "parameters": student.model.num_parameters(),
+        "samples": [{"prompt": p.prompt, "reference": p.response, "written": text} for p, text in shown],
+    }  # fmt: skip
+
+
+def chosen(spec: EvaluationSpec, student: Student) -> tuple[list[Pair], list[TokenRow]]:
+    """What is asked, drawn by seed, and its rows of tokens; too long prompts are left out."""
+    examples = load_examples(spec.data, spec.objective)
+    picked = sorted(random.Random(spec.seed).sample(range(len(examples)), min(spec.rows, len(examples))))
+    asked = [examples[i][0] for i in picked]
+    found = [
+        (pair, rows[0])
+        for pair in asked
+        if (rows := token_rows([pair], student.tokenizer, spec.max_length, spec.data.template, student.seq2seq)[0])
+    ]
+    if not found:
+        raise LimbeckError(f"no prompt is shorter than max_length {spec.max_length}", "raise max_length")
+    return [pair for pair, _ in found], [row for _, row in found]
+
+
+def on_tokens(student: Student, rows: Sequence[TokenRow]) -> dict[str, Interval]:
+    """`loss`, nats a response token; `token_accuracy`; `calibration_error` of the next token, teacher-forced."""
+    losses: list[float] = []
+    counts: list[float] = []
+    sure: list[float] = []
+    hits: list[bool] = []
+    with torch.inference_mode():
+        for batch in batches(student, rows):
+            seen = aligned(student.model, batch)
+            loss = cross_entropy(wide(seen.logits), seen.targets, reduction="none")
+            losses += _by_row(loss, seen.owners, batch)
+            counts += _by_row(torch.ones_like(loss), seen.owners, batch)
+            best = wide(seen.logits).softmax(-1).max(-1)
+            sure += best.values.tolist()
+            hits += (best.indices == seen.targets).tolist()
+    gap = calibration_error(sure, hits)
+    return {
+        "loss": interval(losses, counts), "token_accuracy": interval([float(hit) for hit in hits]),
+        "calibration_error": Interval(gap, gap, gap),
+    }  # fmt: skip
+
+
+def _by_row(values: torch.Tensor, owners: torch.Tensor, batch: dict[str, torch.Tensor]) -> list[float]:
+    sums = values.new_zeros(len(batch["tasks"])).index_add_(0, owners, values)
+    found: list[float] = sums.tolist()
+    return found
+
+
+def beside_teacher(student: Student, teacher: Teacher, rows: Sequence[TokenRow]) -> dict[str, Interval]:
+    """Forward and reverse KL, nats a response token."""
+    forward: list[float] = []
+    reverse: list[float] = []
+    counts: list[float] = []
+    with torch.inference_mode():
+        for batch in batches(student, rows):
+            ours, theirs = cut(aligned(student.model, batch), teacher.vocabulary), teacher(batch).logits
+            forward += _by_row(forward_kl(theirs, ours.logits), ours.owners, batch)
+            reverse += _by_row(reverse_kl(theirs, ours.logits), ours.owners, batch)
+            counts += _by_row(torch.ones_like(ours.targets, dtype=torch.float32), ours.owners, batch)
+    return {"forward_kl": interval(forward, counts), "reverse_kl": interval(reverse, counts)}
+
+
+def on_responses(
+    spec: EvaluationSpec, student: Student, pairs: Sequence[Pair]
+) -> tuple[list[str], dict[str, Interval]]:
+    """(greedy responses, ROUGE-L, exact match, value match, distinct-n, and ROUGE-L of sampled ones)."""
+    references = [pair.response for pair in pairs]
+
+    def write(seed: int | None = None) -> list[str]:
+        return responses(student, pairs, spec.data.template, spec.max_length, spec.max_new_tokens, seed)
+
+    written = write()
+    found = {
+        "rouge_l": interval(rouge_l(written, references)),
+        "exact_match": interval([exact_match(w, r) for w, r in zip(written, references, strict=True)]),
+    }
+    values = [v for w, r in zip(written, references, strict=True) if (v := value_match(w, r)) is not None]
+    if len(values) >= NUMBERED * len(pairs):
+        found["value_match"] = interval(values)
+    for n in GRAMS:
+        share = distinct(written, n)
+        found[f"distinct_{n}"] = Interval(share, share, share)
+    if spec.seeds:
+        # A row's score is its mean over the seeds, so the interval is one over rows.
+        sampled = [rouge_l(write(seed), references) for seed in spec.seeds]
+        found["rouge_l_sampled"] = interval([sum(scores) / len(scores) for scores in zip(*sampled, strict=True)])
+    return written, found
+
+
+def lm_eval(spec: EvaluationSpec, name: str) -> dict[str, Interval]:
+    """Tasks of EleutherAI's harness, with its own standard errors."""
+    if not spec.lm_eval:
+        return {}
+    try:
+        import lm_eval as harness
+    except ImportError:
+        raise LimbeckError("lm_eval: the package is not installed", "pip install 'limbeck[lm-eval]'") from None
+    model = pretrained(spec.students[name])
+    backend = "seq2seq" if model.seq2seq else "causal"
+    wrapped = harness.models.huggingface.HFLM(pretrained=model.model, tokenizer=model.tokenizer, backend=backend)
+    scores = harness.simple_evaluate(model=wrapped, tasks=list(spec.lm_eval))["results"]
+    return {f"{task}: {key.partition(',')[0]}": _with_error(found, key) for task, found in scores.items()
+            for key in found if key.startswith(("acc,", "acc_norm,", "exact_match,"))}  # fmt: skip
+
+
+def _with_error(found: dict[str, Any], key: str) -> Interval:
+    metric, _, how = key.partition(",")
+    error = found.get(f"{metric}_stderr,{how}")
+    half = 1.96 * error if isinstance(error, float) else 0.0
+    return Interval(float(found[key]), float(found[key]) - half, float(found[key]) + half)

@@ -1,0 +1,127 @@
+"""Several students side by side: Ray tasks that judge them, and the page that shows it."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import Interrupted, LimbeckError
+from schemas.evaluation import EvaluationSpec
+
+POLL_S = 0.5
+TEXT = 1_500  # characters of a text that the page shows
+LESS_IS_BETTER = ("loss", "forward_kl", "reverse_kl", "calibration_error", "option_calibration_error")
+TITLES = {
+    "loss": ("Loss", "nats a response token; less is better"),
+    "token_accuracy": ("Next token", "share of response tokens whose likeliest guess is right"),
+    "calibration_error": ("Calibration error", "of the next token, 10 bins; less is better"),
+    "forward_kl": ("Forward KL", "teacher to student, nats a token; less is better"),
+    "reverse_kl": ("Reverse KL", "student to teacher, nats a token; less is better"),
+    "rouge_l": ("ROUGE-L", "greedy responses against the references"),
+    "rouge_l_sampled": ("ROUGE-L, sampled", "temperature 1, mean over the seeds"),
+    "exact_match": ("Exact match", "greedy, case and outer punctuation apart"),
+    "value_match": ("Equal value", "the last number or expression of both"),
+    "accuracy": ("In-context accuracy", "options ranked by log-probability a token"),
+    "macro_f1": ("In-context macro-F1", "mean over labels"),
+    "option_calibration_error": ("Calibration error of options", "less is better"),
+}
+
+
+def compare(
+    spec: EvaluationSpec, out: Path, watch: Callable[[int, int], None], stopping: Callable[[], bool]
+) -> dict[str, Any]:
+    """Judge every student on the Ray cluster that is connected, a task each; `out`/evaluation.json and .html.
+
+    `watch` gets (judged, of). Raises `LimbeckError` where a student cannot be judged, `Interrupted` where asked to.
+    """
+    import ray
+
+    share: dict[str, Any] = {"num_cpus": 1, "max_retries": 1}
+    if ray.cluster_resources().get("GPU"):
+        share["num_gpus"] = 1
+    task = ray.remote(**share)(_judge)
+    asked = {task.remote(spec.model_dump(mode="json", by_alias=True), name): name for name in spec.students}
+    found: dict[str, dict[str, Any]] = {}
+    while waiting := [ref for ref, name in asked.items() if name not in found]:
+        done, _ = ray.wait(waiting, timeout=POLL_S)
+        for ref in done:
+            try:
+                found[asked[ref]] = ray.get(ref)
+            except ray.exceptions.RayTaskError as error:
+                cause = error.cause
+                if isinstance(cause, LimbeckError):
+                    raise type(cause)(f"{asked[ref]}: {cause.message}", cause.hint) from None
+                raise
+            watch(len(found), len(asked))
+        if stopping():
+            raise Interrupted("interrupted while students were judged", "run the same command again")
+    ordered = {name: found[name] for name in spec.students}
+    _write(spec, ordered, out)
+    return ordered
+
+
+def _judge(spec: dict[str, Any], name: str) -> dict[str, Any]:
+    import transformers
+
+    from training.compare import judged
+    from training.loop import use_assigned_cores
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    use_assigned_cores()
+    return judged(EvaluationSpec.model_validate(spec), name)
+
+
+def _write(spec: EvaluationSpec, found: dict[str, dict[str, Any]], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    whole = {"spec": spec.model_dump(mode="json", by_alias=True), "students": found}
+    (out / "evaluation.json").write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+    (out / "evaluation.html").write_text(page(spec, found))
+
+
+def page(spec: EvaluationSpec, found: dict[str, dict[str, Any]]) -> str:
+    """The comparison as one self-contained page. Every text of a model is escaped."""
+    import jinja2
+
+    place = jinja2.FileSystemLoader(Path(__file__).parent)
+    template = jinja2.Environment(loader=place, autoescape=True).get_template("evaluation.html.j2")
+    students = [
+        {"name": name, "path": spec.students[name], "parameters": one["parameters"], "rows": one["rows"]}
+        for name, one in found.items()
+    ]
+    first = next(iter(found.values()))
+    names = list(dict.fromkeys(name for one in found.values() for name in one["metrics"]))
+    asked = [{"prompt": s["prompt"][:TEXT], "reference": s["reference"][:TEXT]} for s in first["samples"]]
+    for line in asked:
+        line["written"] = [_written(one, line["prompt"]) for one in found.values()]
+    return template.render(
+        students=students, rows=max(one["rows"] for one in found.values()), data=spec.data.path or spec.data.run,
+        teacher=spec.teacher, metrics=[_bars(name, found) for name in names], samples=asked,
+    )  # fmt: skip
+
+
+def _written(one: dict[str, Any], prompt: str) -> str:
+    """What a student wrote to a prompt; another's tokenizer may have left other rows out."""
+    texts = (s["written"] for s in one["samples"] if s["prompt"][:TEXT] == prompt)
+    return str(next(texts, "(too long for it)"))[:TEXT]
+
+
+def _bars(name: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    values = {student: one["metrics"][name] for student, one in found.items() if name in one["metrics"]}
+    finite = [x for value in values.values() for x in value if math.isfinite(x)]
+    top = max([*finite, 1e-12])
+    means = [mean for mean, _, _ in values.values() if math.isfinite(mean)]
+    best = (min if name in LESS_IS_BETTER else max)(means, default=None)
+    title, note = TITLES.get(name, (name.replace("_", "-") if name.startswith("distinct") else name, _note(name)))
+    bars = []
+    for student, (mean, low, high) in values.items():
+        shown = f"{mean:.3f}" + (f"  [{low:.3f}, {high:.3f}]" if low != high else "")
+        width, left, right = (round(100 * max(0.0, x) / top, 2) if math.isfinite(x) else 0 for x in (mean, low, high))
+        bars.append({"name": student, "shown": shown, "width": width, "low": left, "high": right,
+                     "best": len(values) > 1 and mean == best})  # fmt: skip
+    return {"title": title, "note": note, "bars": bars}
+
+
+def _note(name: str) -> str:
+    return "different n-grams of words among all that is written" if name.startswith("distinct") else "lm-eval"
