@@ -54,7 +54,6 @@ class Allowance:
     _until: Seconds = float("-inf")
     _bank_until: Seconds = float("-inf")
     _pause_until: Seconds = float("-inf")
-    scarce: bool = False  # little money is left
     _idle: Amount = NOTHING
     _flying: Amount = NOTHING
     _spent: Amount = NOTHING
@@ -205,7 +204,7 @@ class Allowance:
 
     def advanced(self, advance: Advance, asked_at: Seconds) -> None:
         """The cashier's answer."""
-        self._idle, self.scarce = self._idle.plus(advance.amount), advance.scarce
+        self._idle = NOTHING if advance.recalled else self._idle.plus(advance.amount)
         self._bank_until = asked_at + LEASE_S
 
     @property

@@ -1,7 +1,6 @@
 """One worker's calls: admitted, sent, journalled, settled. Plain asyncio; the actor round it is in `worker`."""
 
 import asyncio
-import math
 import os
 from collections import deque
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from schemas.money import Amount, Usage
 from services.admission.pool import PERIOD_S, Grant, Report
 from services.fanout.allowance import Allowance
 from services.fanout.retry import attempts
-from services.fanout.size import Demand, grown, seen, worst_case
+from services.fanout.size import Demand, grown, seen, wild, worst_case
 from services.fanout.units import Progress
 from services.journal.frame import Frame, Kind
 from services.journal.writer import JournalWriter
@@ -25,7 +24,6 @@ from services.teachers.adapter import Adapter, dialect_of
 
 BREAKER = 8  # calls in a row that ran out of attempts: the lane is down, not the calls
 NEVER_RIGHT = 25  # bad requests of a lane that has answered nothing: the spec is wrong, not the calls
-ALONE_S = 10.0  # for so long at the most the first call goes alone
 SOONEST_S = 0.05  # between two renewals
 DISK_EVERY_S = 1.0
 LEASELESS_S = 60.0
@@ -71,9 +69,10 @@ class Sender:
         self._typical: Demand | None = None
         self._failed_in_a_row = self._bad_in_a_row = 0
         self._answered_any = self._done = False
-        self._measured = False  # whether an answer has said what it cost
-        self._begun_at = math.inf
-        self._excess = Excess()
+        self._answers = 0
+        self._wild = wild(teacher)
+        self._seen = Excess()  # what calls took beyond what could be foreseen, the most of each
+        self._excess = Excess()  # what is reserved for it
         self._resting = 0  # calls between two attempts
         self._disk_at = 0.0
         self.delta = Progress()
@@ -168,7 +167,6 @@ class Sender:
             if self._noted:
                 meta = {"nano_usd": demand.money.nano_usd, "tokens": demand.money.tokens}
                 self._journal.append(Frame(Kind.SENT, key, attempt, meta))
-            self._begun_at = min(self._begun_at, sent_at)
             self.delta.sent += 1
             self.delta.retried += again
             reply = await self._adapter.send(call)
@@ -189,23 +187,13 @@ class Sender:
             raise Stopped
         loop = asyncio.get_running_loop()
         self._typical = demand
-        if not self._waiting and self._may_start(demand, loop.time()):
+        if not self._waiting and self._allowance.may_start(demand, loop.time()):
             return self._allowance.start(demand)
         ready: asyncio.Future[Demand] = loop.create_future()
         self._waiting.append((demand, ready))
         if not self._allowance.is_full:
             self._need.set()  # a lease is short; where only the window is, the next call to end makes room
         return await ready
-
-    def _may_start(self, demand: Demand, now: float) -> bool:
-        """Whether a call may leave now."""
-        return not self._goes_alone(now) and self._allowance.may_start(demand, now)
-
-    def _goes_alone(self, now: float) -> bool:
-        """Whether the call that is out is to be answered first: where little money is left its usage must tell whether
-        the server counts more than the text, as for a system prompt that a gateway adds."""
-        unknown = self._allowance.scarce and not self._measured and self._allowance.in_flight > 0
-        return unknown and now - self._begun_at < ALONE_S
 
     def _start_waiting(self, now: float) -> None:
         """Let waiting calls go, first come first served, as far as the allowance reaches."""
@@ -217,7 +205,7 @@ class Sender:
         while self._waiting:
             demand, ready = self._waiting[0]
             if not ready.done():
-                if not self._may_start(demand, now):
+                if not self._allowance.may_start(demand, now):
                     if self._allowance.in_flight < self._allowance.window:
                         self._need.set()
                     return
@@ -244,9 +232,9 @@ class Sender:
         usage = reply.usage
         nano = demand.money.nano_usd if usage is None else self._rates.cost(usage)
         counted = usage or Usage()
-        self._measured = True
+        self._answers += 1
         if usage is not None:
-            self._reserve(seen(demand, usage))
+            self._learn(seen(demand, usage))
         tokens = demand.money.tokens if usage is None else counted.input_tokens + counted.output_tokens
         meta = {
             "teacher": self._name, "dialect": self._dialect, "nano_usd": nano,
@@ -261,13 +249,17 @@ class Sender:
         self.delta.nano_usd += nano
         return Amount(nano, tokens, 1)
 
+    def _learn(self, excess: Excess) -> None:
+        """A call took so much beyond what could be foreseen."""
+        self._seen = self._seen.most(excess)
+        self.delta.hidden, self.delta.overlong = self._seen
+        self._reserve(self._excess.most(self._seen))
+
     def _reserve(self, excess: Excess) -> None:
-        """A call was seen to take more than is reserved: what it took from now on, and for those that wait, too."""
-        most = self._excess.most(excess)
-        if most != self._excess:
-            self._excess = most
-            self.delta.hidden, self.delta.overlong = most
-            self._waiting = deque((grown(demand, self._rates, most), ready) for demand, ready in self._waiting)
+        """Reserve so much more for calls from now on, and for those that wait, too."""
+        if excess != self._excess:
+            self._excess = excess
+            self._waiting = deque((grown(demand, self._rates, excess), ready) for demand, ready in self._waiting)
 
     async def renew_leases(self) -> None:
         """Keep the leases alive until `done`: every period, and at once where a call waits for one."""
@@ -312,17 +304,15 @@ class Sender:
         if self._leases is None:
             return
         asked_at = asyncio.get_running_loop().time()
-        # Those that are held back hold nothing: all of it would leave at once when they are let go.
-        allowance, waiting = self._allowance, 0 if self._goes_alone(asked_at) else len(self._waiting)
+        allowance, waiting = self._allowance, len(self._waiting)
         head = self._waiting[0][0] if waiting else None
         if allowance.banked:
             account, wanted, need = allowance.account(waiting, head, asked_at)
-            known = self._measured or asked_at - self._begun_at >= ALONE_S
-            account = account._replace(lane=self._lane, measured=known, excess=self._excess)
+            account = account._replace(lane=self._lane, answers=self._answers, excess=self._seen, wild=self._wild)
             advance = await self._leases.advance(account, wanted, need)
             if advance is not None:
                 allowance.advanced(advance, asked_at)
-                self._reserve(advance.excess)
+                self._reserve(advance.excess.most(self._seen))
                 if advance.exhausted and self._waiting and allowance.in_flight == 0 and not self._prefer_smaller():
                     self.stop(End("exhausted"))
                     return

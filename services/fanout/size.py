@@ -1,6 +1,5 @@
 """How much a call can take at most, and whether a lane's limits can ever let it through."""
 
-import math
 from typing import NamedTuple
 
 from schemas.call import Call
@@ -12,8 +11,7 @@ TURN_BYTES = 64  # what a chat template adds to a message, as an upper bound in 
 
 
 NONE = Excess()
-MARGIN = 1.25
-MOST_EXCESS = 1_000_000  # tokens: beyond any model's context a server counts nonsense
+WILD = Usage(32_768, 32_768)  # prompts of gateways, and the thoughts that reasoning models are documented to have
 SCHEMA_TOKENS = 1024  # of the instructions that a provider adds for tools or a format; some hundreds are usual
 
 
@@ -57,13 +55,19 @@ def grown(demand: Demand, rates: Price, excess: Excess) -> Demand:
 
 
 def seen(demand: Demand, usage: Usage) -> Excess:
-    """What an answer tells of its server's counting. Of hidden input the whole is taken, for nobody knows how much of
-    it was the text; thoughts differ in length, so there is a margin on them."""
+    """What an answer tells of its server's counting, where it is more than was reserved. Of hidden input the whole is
+    taken, for nobody knows how much of it was the text."""
     text = demand.money.tokens - demand.ceiling - demand.excess.input - demand.excess.output
     more_in = usage.input_tokens if usage.input_tokens > text + demand.excess.input else 0
-    over = usage.output_tokens - demand.ceiling
-    more_out = math.ceil(MARGIN * over) if over > demand.excess.output else 0
-    return Excess(*(tokens if tokens < MOST_EXCESS else 0 for tokens in (more_in, more_out)))
+    return Excess(more_in, max(0, usage.output_tokens - demand.ceiling))
+
+
+def wild(teacher: Teacher) -> Amount:
+    """What a call may cost at a compatible server that adds prompts and thoughts of its own. The providers themselves
+    keep to max_tokens, thoughts and all (their reference pages, read 2026-11-25)."""
+    if teacher.base_url is None or teacher.provider not in ("openai", "anthropic"):
+        return Amount()
+    return Amount(teacher.rates.cost(WILD), WILD.input_tokens + WILD.output_tokens, 0)
 
 
 def fits(call: Call, teacher: Teacher) -> bool:

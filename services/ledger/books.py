@@ -1,12 +1,13 @@
 """Who has spent and reserved what, against the run's hard caps. Plain; the actor round it is `cashier`."""
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from schemas.money import Amount
 
 NOTHING = Amount()
-PLENTY = 50  # times what a worker asks for at once
+MARGIN, FEW = 1.25, 4.0  # over the most output seen: 5.25 times after one answer, 1.35 times after forty
 
 
 class Caps(NamedTuple):
@@ -40,23 +41,27 @@ class Excess(NamedTuple):
 
 class Account(NamedTuple):
     """One worker's own sum, ever growing `spent` and what it holds for calls in flight and to come. Sums rather than
-    changes: a report that is lost or repeated does no harm. `measured`: an answer of its lane has told what calls
-    cost, or none came for long."""
+    changes: a report that is lost or repeated does no harm.
+
+    answers, excess: how many it has had, and the most that was seen in one beyond what could be foreseen.
+    wild: what a call may cost at a server whose counting nobody knows; nothing where it is known.
+    """
 
     spent: Amount = NOTHING
     held: Amount = NOTHING
     lane: int = 0
-    measured: bool = True
+    answers: int = 0
     excess: Excess = Excess()
+    wild: Amount = NOTHING
 
 
 class Advance(NamedTuple):
-    """Money to hold beyond what was held. With none: `exhausted` says that there will be no more. `scarce`: so little
-    is left that a call which costs more than was reserved would matter. `excess`: what was seen in the lane."""
+    """Money to hold beyond what was held. With none: `exhausted` says that there will be no more. `recalled`: a cap is
+    passed, and what is not in flight goes back. `excess`: what to reserve a call, beyond what can be foreseen."""
 
     amount: Amount = NOTHING
     exhausted: bool = False
-    scarce: bool = False
+    recalled: bool = False
     excess: Excess = Excess()
 
 
@@ -95,28 +100,46 @@ class Books:
         """Book a worker's sums and advance up to `wanted`, at least `next_call` or nothing at all: two workers that
         each held half a call's money would wait for each other."""
         self.accounts[worker] = account
-        excess = self.excess[account.lane] = self.excess.get(account.lane, Excess()).most(account.excess)
+        lane, free = account.lane, self.free
+        self.excess[lane] = self.excess.get(lane, Excess()).most(account.excess)
+        answers = sum(a.answers for a in self.accounts.values() if a.lane == lane)
+        excess = reserved(self.excess[lane], answers)
+        if any(left < 0 and need + held > 0 for left, need, held in zip(free, next_call, account.held, strict=True)):
+            done = all(a.held == NOTHING for a in self.accounts.values())
+            return Advance(recalled=True, exhausted=done, excess=excess)
         if wanted == NOTHING:
             return Advance(excess=excess)
-        free = self.free
-        scarce = any(left < PLENTY * want for left, want in zip(free, wanted, strict=True))
-        if scarce and self._is_unknown(worker, account.lane):
-            return Advance(scarce=True, excess=excess)
+        calls = self._may_fly(account, answers, free)
+        if calls < 1:
+            return Advance(excess=excess)
+        if wanted.calls > calls:
+            wanted = largest(next_call, wanted.times(int(calls) / wanted.calls))
         # Free calls need no money, and are not held up by a budget that is used up.
         if all(need == 0 or left >= need for left, need in zip(free, next_call, strict=True)):
             given = Amount(*(int(max(0, min(left, want))) for left, want in zip(free, wanted, strict=True)))
             self.accounts[worker] = account._replace(held=account.held.plus(given))
-            return Advance(given, scarce=scarce, excess=excess)
+            return Advance(given, excess=excess)
         return Advance(exhausted=all(a.held == NOTHING for a in self.accounts.values()), excess=excess)
 
-    def _is_unknown(self, worker: str, lane: int) -> bool:
-        """Whether another worker's call is out that will tell what calls of a lane cost: where little money is left,
-        the first one is answered before a second leaves."""
-        others = [a for name, a in self.accounts.items() if a.lane == lane and name != worker]
-        known = self.accounts[worker].measured or any(a.measured for a in others)
-        return not known and any(a.held != NOTHING for a in others)
+    def _may_fly(self, account: Account, answers: int, free: tuple[float, ...]) -> float:
+        """How many calls more may hold money in a lane. Where the server's counting is not known, no more than could
+        all cost wildly much, or twice as many as have been answered: the first one goes alone, and tells."""
+        if not any(account.wild):
+            return math.inf
+        bearable = min(left / most for left, most in zip(free, account.wild, strict=True) if most)
+        held = sum(a.held.calls for a in self.accounts.values() if a.lane == account.lane)
+        return max(bearable, 1.0 + 2.0 * answers) - held
 
     def bury(self, worker: str, spent: Amount) -> None:
         """A worker died; `spent` is all that its journal segment says, calls in doubt at their reservation."""
-        earlier = self.accounts.get(worker, Account(measured=False))
-        self.accounts[worker] = earlier._replace(spent=spent, held=NOTHING)
+        self.accounts[worker] = self.accounts.get(worker, Account())._replace(spent=spent, held=NOTHING)
+
+
+def reserved(seen: Excess, answers: int) -> Excess:
+    """What to reserve a call where so much was seen in so many answers. Hidden input is a text that stays the same;
+    thoughts differ, and the longest of a few is not the longest there will be."""
+    return Excess(seen.input, math.ceil(seen.output * (MARGIN + FEW / max(1, answers))))
+
+
+def largest(one: Amount, other: Amount) -> Amount:
+    return Amount(*map(max, one, other))

@@ -11,6 +11,7 @@ REFUSED_IF_STRICT = {
     "allOf", "oneOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "patternProperties",
     "propertyNames", "unevaluatedProperties", "contains",
 }  # fmt: skip
+MOST_TOKENS = 10**8  # of one call; beyond any model's context
 NAME = "answer"  # of the schema or the tool that structured output goes by
 
 
@@ -45,10 +46,10 @@ def parsed(body: bytes) -> Any:
 
 
 def whole_number(value: Any) -> int | None:
-    """A count as some servers write it (10.0) and all others do; None for anything else."""
+    """A count as some servers write it (10.0) and all others do; None for anything else, and for nonsense."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else None
 
 
 def counted(found: Any, asked: str, given: str, *more_asked: str) -> Usage | None:
@@ -59,7 +60,9 @@ def counted(found: Any, asked: str, given: str, *more_asked: str) -> Usage | Non
     into, out = whole_number(usage.get(asked)), whole_number(usage.get(given))
     if into is None or out is None:
         return None
-    return Usage(into + sum(whole_number(usage.get(name)) or 0 for name in more_asked), out)
+    into += sum(whole_number(usage.get(name)) or 0 for name in more_asked)
+    # Some count thoughts in the total alone (xAI; gateways before Gemini), and bill them as output.
+    return Usage(into, max(out, (whole_number(usage.get("total_tokens")) or 0) - into))
 
 
 def storable(text: str) -> str:

@@ -16,13 +16,37 @@ CUT = ("max_tokens", "model_context_window_exceeded")
 def within_format(schema: str) -> str | None:
     """A schema as Anthropic's format takes it, by the package's own rules: objects closed, and keywords that it answers
     400 to (minLength, pattern, multipleOf ...) said in a description. What comes back is held against the schema as it
-    was. None where those rules have no place for it."""
+    was. None where that would be another schema: one with objects that are open or maps, with recursion, or with
+    definitions that the rules do not know."""
     from anthropic import transform_schema
 
+    whole = json.loads(schema)
     try:
-        return json.dumps(transform_schema(json.loads(schema)))
+        return json.dumps(transform_schema(whole)) if _can_be_closed(whole, whole, ()) else None
     except (ValueError, TypeError, AssertionError):
         return None
+
+
+def _can_be_closed(node: Any, whole: dict[str, Any], within: tuple[str, ...]) -> bool:
+    """Whether no answer is lost where every object takes the properties that it names and no other. `within`: the
+    references that led here."""
+    if isinstance(node, list):
+        return all(_can_be_closed(part, whole, within) for part in node)
+    if not isinstance(node, dict):
+        return True
+    reference = node.get("$ref")
+    if reference is not None:
+        name = str(reference).removeprefix("#/$defs/")
+        known = name in whole.get("$defs", {}) and name not in within
+        return known and _can_be_closed(whole["$defs"][name], whole, (*within, name))
+    if node.keys() & {"definitions", "patternProperties", "unevaluatedProperties", "if", "not", "dependentSchemas"}:
+        return False
+    is_object = node.get("type") == "object" or "properties" in node
+    if is_object and (not node.get("properties") or node.get("additionalProperties", False) is not False):
+        return False
+    named = node.get("properties", {})
+    others = {key: part for key, part in node.items() if key not in ("properties", "$defs", "enum", "const", "default")}
+    return all(_can_be_closed(part, whole, within) for part in (*named.values(), *others.values()))
 
 
 class Messages:

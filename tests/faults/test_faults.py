@@ -97,23 +97,23 @@ def test_a_budget_is_never_passed_by_eight_workers_racing_with_unequal_answers(t
 
 @pytest.mark.parametrize(
     ("odd", "told"),
-    [(("--hidden", "5000"), "more input tokens"), (("--thoughts", "300:900"), "more output tokens")],
+    [(("--hidden", "20000"), "more input tokens"), (("--thoughts", "300:3000"), "more output tokens")],
     ids=["hidden input", "thoughts beyond max_tokens"],
 )
 def test_a_budget_holds_where_a_server_counts_more_than_can_be_foreseen(
     tmp_path: Path, odd: tuple[str, str], told: str
 ) -> None:
     """Texts of unequal length, for what a long one hides must not be what is reserved for a short one."""
-    with teacher_server(*SERVER, "--price", "1:10", *odd) as teacher:
+    with teacher_server(*SERVER, "--price", "1:10", "--latency", "0.5", *odd) as teacher:
         job = spec(tmp_path, teacher, 900, budget={"usd": 1.0})
-        priced = job.teachers[0].model_dump() | {"price": {"input": 1, "output": 10}}
+        priced = job.teachers[0].model_dump() | {"price": {"input": 1, "output": 10}, "timeout_s": 30}
         job = JobSpec.model_validate(job.model_dump(by_alias=True) | {"teachers": [priced]})
         rows = [{"id": i, "input": f"What is {'very ' * (i % 7 * 60)}odd number {i}?"} for i in range(900)]
         Path(job.source.path).write_text("".join(json.dumps(row) + "\n" for row in rows))
         with pytest.raises(BudgetExhausted):
             limbeck.run(job, tmp_path / "run", workers=8)
         bill = teacher.bill()
-    assert 0.9 <= bill["usd"] <= 1.0
+    assert 0.8 <= bill["usd"] <= 1.0
     said = Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_bytes())
     assert said.spend.usd == bill["usd"]
     assert any(told in warning for warning in said.warnings)

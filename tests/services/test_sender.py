@@ -169,8 +169,9 @@ def test_what_a_server_counts_beyond_the_text_is_reserved_from_then_on(tmp_path:
 
 @pytest.mark.parametrize(("calls_paid_for", "alone"), [(100, True), (100_000, False)])
 def test_where_little_money_is_left_the_first_call_goes_alone(tmp_path: Path, calls_paid_for: int, alone: bool) -> None:
-    """Its usage tells what a call really costs; the others wait for that, and no longer."""
-    adapter, priced = Slow(), LANE.model_copy(update={"free": False, "price": PriceSpec(input=1.0, output=1.0)})
+    """Its usage tells what a call really costs at a server that nobody knows; the others wait for that."""
+    at, adapter = "http://127.0.0.1:9/v1", Slow()
+    priced = Teacher(provider="openai", model="m", base_url=at, price=PriceSpec(input=1.0, output=1.0))
     books = Books1(calls_paid_for * worst_case(calls(1)[0], priced.rates).money.nano_usd)
     allowance = Allowance("run", "w", {}, None, governed=False, banked=True, window=8)
     work = Sender(priced, adapter, JournalWriter(tmp_path, "000001-1-0000"), allowance, books)

@@ -394,8 +394,28 @@ def test_anthropics_own_format_gets_a_schema_that_it_takes_and_a_tool_any_other(
     taken = sent({"type": "object", "properties": {"name": name}, "required": ["name"]})["output_config"]["format"]
     assert taken["schema"]["additionalProperties"] is False
     assert taken["schema"]["properties"]["name"] == {"type": "string", "description": "{minLength: 1}"}
-    odd = {"type": "object", "properties": {"x": {"type": ["string", "null"]}}}
-    assert sent(odd)["tools"][0]["input_schema"] == odd and "output_config" not in sent(odd)
+    node = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]}}}
+    flat = {"type": "object", "properties": {"x": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"type": "string"}}}
+    assert "output_config" in sent(flat)
+    for odd in (
+        {"type": "object", "properties": {"x": {"type": ["string", "null"]}}},
+        {"type": "object", "properties": {"scores": {"type": "object", "additionalProperties": {"type": "number"}}}},
+        {"type": "object", "properties": {"any": {"type": "object"}}},
+        {"type": "object", "properties": {"x": {"$ref": "#/definitions/n"}}, "definitions": {"n": {"type": "string"}}},
+        {"type": "object", "properties": {"x": {"$ref": "#/$defs/n"}}, "$defs": {"n": node}},
+    ):
+        assert sent(odd)["tools"][0]["input_schema"] == odd and "output_config" not in sent(odd)
+
+
+def test_thoughts_that_are_counted_in_the_total_alone_are_output() -> None:
+    """As xAI's answers, and those of gateways before Gemini, count them."""
+    told = {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135}
+    told["completion_tokens_details"] = {"reasoning_tokens": 94}  # type: ignore[assignment]
+    assert Chat.usage(json.dumps({"usage": told}).encode()) == Usage(32, 103)
+    for usual in ({"total_tokens": 41}, {"total_tokens": None}, {"total_tokens": 0}, {}):
+        whole = {"prompt_tokens": 32, "completion_tokens": 9, **usual}
+        assert Chat.usage(json.dumps({"usage": whole}).encode()) == Usage(32, 9)
+    assert Chat.usage(b'{"usage": {"prompt_tokens": 1000000000000000000, "completion_tokens": 1}}') is None
 
 
 def test_strict_mode_is_asked_for_only_where_the_schema_allows_it() -> None:
