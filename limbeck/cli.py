@@ -277,6 +277,20 @@ def train(
 
 
 @app.command()
+def recipes() -> None:
+    """Show the recipes that a training spec may name, as in recipe: gkd, and what their papers leave open."""
+    import yaml
+
+    from schemas.recipes import RECIPES
+
+    for name, recipe in RECIPES.items():
+        settings = yaml.safe_dump(recipe.settings, sort_keys=False, default_flow_style=None, width=110)
+        print(f"{name}  ({recipe.source})\n")
+        print("".join(f"    {line}\n" for line in settings.splitlines()))
+        print(f"{recipe.note}\n", flush=True)
+
+
+@app.command()
 def evaluate(
     spec: Annotated[Path, typer.Argument(help="An evaluation spec in YAML.", metavar="SPEC")],
     out: Annotated[Path, typer.Option("--out", help="Where evaluation.html and .json are written.")] = Path(

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas.lane import Strict
 from schemas.objective import OBJECTIVE_NAMES, AnyObjective, Sft, objective_of, teaches
+from schemas.recipes import RECIPES, with_recipe
 
 
 class Scratch(Strict):
@@ -79,8 +80,8 @@ class TrainingData(Strict):
     def _known(self) -> "TrainingData":
         if self.path is not None and self.run is not None:
             raise ValueError("give either path or run, not both")
-        if self.run is not None and self.form != "pairs":
-            raise ValueError("form goes with path: the rows of a run are known")
+        if self.run is not None and self.form == "messages":
+            raise ValueError("form messages goes with path; the rows of an instruct run may take form alpaca")
         if self.template not in (None, "chat"):
             raise ValueError(f"template {self.template!r} is not known; chat is")
         return self
@@ -119,6 +120,7 @@ class Lora(Strict):
 
 
 class TrainingSpec(Strict):
+    recipe: str | None = Field(None, description="the settings of a paper below one's own: " + ", ".join(RECIPES))
     student: FromScratch | LayerCut | str = Field(description="scratch, {from, layers}, or a Hugging Face id or path")
     objective: AnyObjective = Field(Sft(), description="by name: " + ", ".join(OBJECTIVE_NAMES))
     data: TrainingData | None = Field(None, description="in a job spec: null, the run's own dataset")
@@ -129,6 +131,7 @@ class TrainingSpec(Strict):
     )
     workers: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="processes that train together")
     epochs: Annotated[float, Field(gt=0, le=1_000_000)] = Field(1, description="passes over the pairs")
+    steps: Annotated[int, Field(ge=1, le=10**9)] | None = Field(None, description="how many, instead of epochs")
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(8, description="rows at a time, per worker")
     accumulation: Annotated[int, Field(ge=1, le=1_000_000)] = Field(1, description="batches a step")
     learning_rate: Annotated[float, Field(gt=0, le=100)] = Field(3.0e-4, description="its peak, after a short rise")
@@ -148,6 +151,11 @@ class TrainingSpec(Strict):
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the pairs that is held out")
     checkpoints: Checkpoints = Checkpoints()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the split, of new weights and of the order")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe(cls, value: Any) -> Any:
+        return with_recipe(value) if isinstance(value, dict) else value
 
     @field_validator("objective", mode="before")
     @classmethod

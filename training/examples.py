@@ -125,6 +125,8 @@ def _conversations(data: TrainingData) -> Iterator[Example]:
 def _alpaca(data: TrainingData) -> Iterator[Example]:
     """Stanford Alpaca's columns in its prompt, which LaMini's decoders are trained with, too; `chat` gives the
     instruction and the input alone."""
+    if data.run is not None and not data.fields:
+        data = data.model_copy(update={"fields": {"output": "response"}})
     rows = mapped_rows(data, ("instruction", "output"), ("id", "input"))
     for number, (where, row) in enumerate(rows):
         more = row.get("input") or ""

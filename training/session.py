@@ -26,16 +26,16 @@ from training.signals import cache_of
 from training.speed import peak_of, training_flops
 from training.students import Student, load_student
 from training.teacher import Teacher, load_teacher
-from training.trainer import trainer_of
+from training.trainer import passes, trainer_of
 
 
 class Report(transformers.TrainerCallback):  # type: ignore[misc]
-    """Write progress for the driver, and what TensorBoard shows. `tokens` and `flops` are of the whole training; `peak`
-    is what its devices can do in a second, where that is known."""
+    """Write progress for the driver, and what TensorBoard shows. `tokens` and `flops` are of one pass over the rows;
+    `peak` is what the devices can do in a second, where that is known."""
 
     def __init__(self, work: Path, tokens: float, flops: float, peak: float | None) -> None:
         self._work, self._tokens, self._flops, self._peak = work, tokens, flops, peak
-        self._started, self._first = 0.0, 0
+        self._started, self._first, self.passes = 0.0, 0, 1.0
         self._board: SummaryWriter | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -59,7 +59,7 @@ class Report(transformers.TrainerCallback):  # type: ignore[misc]
     def speed(self, state: Any) -> dict[str, float]:
         """Of this start: tokens a second, operations a second, and the share of the peak that these are (MFU)."""
         seconds = max(1e-9, time.monotonic() - self._started)
-        done = (state.global_step - self._first) / max(1, state.max_steps) / seconds
+        done = self.passes * (state.global_step - self._first) / max(1, state.max_steps) / seconds
         found = {"tokens_per_second": self._tokens * done, "flops_per_second": self._flops * done}
         return found if self._peak is None else found | {"mfu": self._flops * done / self._peak}
 
@@ -163,16 +163,16 @@ class Session:
     ) -> list[dict[str, Any]] | None:  # fmt: skip
         """The trainer's log; None where the user stopped it."""
         spec = self.spec
-        tokens = sum(len(row.input_ids) + (len(row.labels) if student.seq2seq else 0) for row in rows) * spec.epochs
+        tokens = sum(len(row.input_ids) + (len(row.labels) if student.seq2seq else 0) for row in rows)
         peak = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-        flops = training_flops(student.model, rows) * spec.epochs
-        report = Report(self.work, tokens, flops, peak and peak * spec.workers)
+        report = Report(self.work, tokens, training_flops(student.model, rows), peak and peak * spec.workers)
         if teacher is not None and torch.cuda.is_available():
             teacher.model.to("cuda")
         trainer = trainer_of(
             spec, student, teacher, rows, held, self.work / TRAINER, [report] if self.rank == 0 else [],
             (self.work / "train-stop").exists,
         )  # fmt: skip
+        report.passes = passes(spec, len(trainer.train_dataset))
         started = time.monotonic()
         trainer.go_on()
         metrics.update(

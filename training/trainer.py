@@ -162,6 +162,13 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         return 0 if found is None else step_of(found)
 
 
+def passes(spec: TrainingSpec, bins: int) -> float:
+    """How often a training sees its rows, which are packed into so many bins."""
+    if spec.steps is None:
+        return spec.epochs
+    return spec.steps * spec.batch_size * spec.accumulation * spec.workers / bins
+
+
 def _some(records: Sequence[str]) -> str:
     return ", ".join(records[:8]) + (" ..." if len(records) > 8 else "")
 
@@ -207,10 +214,10 @@ def _arguments(spec: TrainingSpec, bins: int, out: Path) -> transformers.Trainin
     cuda = torch.cuda.is_available()
     bf16 = spec.precision == "bfloat16" or (spec.precision == "auto" and cuda)
     batches = math.ceil(bins / (spec.batch_size * spec.workers))
-    steps = max(1, math.ceil(math.ceil(batches / spec.accumulation) * spec.epochs))
+    steps = spec.steps or max(1, math.ceil(math.ceil(batches / spec.accumulation) * spec.epochs))
     return transformers.TrainingArguments(
         output_dir=str(out), per_device_train_batch_size=spec.batch_size,
-        gradient_accumulation_steps=spec.accumulation, num_train_epochs=spec.epochs,
+        gradient_accumulation_steps=spec.accumulation, num_train_epochs=spec.epochs, max_steps=spec.steps or -1,
         learning_rate=spec.learning_rate, seed=spec.seed, warmup_steps=int(spec.warmup * steps),
         lr_scheduler_type="constant_with_warmup" if spec.schedule == "constant" else spec.schedule,
         weight_decay=spec.weight_decay,

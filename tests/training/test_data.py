@@ -180,3 +180,36 @@ def test_a_long_episode_loses_its_first_demonstrations() -> None:
     (row,), left_out = token_rows([Pair("one " * 50 + "two", "red")], TOKENIZER, 16, None, False, cut_prompts=True)
     assert left_out == 0 and len(row.input_ids) == 16
     assert TOKENIZER.decode(row.input_ids).endswith("tworedd</s>".replace("dd", "d"))
+
+
+def test_conversations_and_alpaca_rows_become_pairs(jsonl: Callable[..., Path]) -> None:
+    turns = [
+        {"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi?"},
+        {"role": "assistant", "content": "Hi."},
+    ]  # fmt: skip
+    chat = TrainingData(path=str(jsonl([{"messages": turns}, {"messages": turns[1:]}], "chat.jsonl")), form="messages")
+    first, second = load_pairs(chat)
+    assert (first.prompt, first.response) == ("Be short.\n\nHi?\n\n", "Hi.")
+    assert first.turns == (("system", "Be short."), ("user", "Hi?")) and second.turns == (("user", "Hi?"),)
+    rows = [{"instruction": "Add.", "input": "1 and 1", "output": "2"}, {"instruction": "Say hi.", "output": "Hi."}]
+    with_input, without = load_pairs(TrainingData(path=str(jsonl(rows, "alpaca.jsonl")), form="alpaca"))
+    assert with_input.prompt.endswith("### Instruction:\nAdd.\n\n### Input:\n1 and 1\n\n### Response:\n")
+    assert with_input.turns == (("user", "Add.\n\n1 and 1"),) and with_input.response == "2"
+    assert without.prompt.endswith("### Instruction:\nSay hi.\n\n### Response:\n") and "Input" not in without.prompt
+
+
+@pytest.mark.parametrize(
+    "turns",
+    ["hello", [], [{"role": "user", "content": "Hi?"}], [{"role": "user"}, {"role": "assistant", "content": "x"}],
+     [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": " "}],
+     [{"role": "assistant", "content": "x"}, {"role": "user", "content": "Hi?"}]],
+    ids=str,
+)  # fmt: skip
+def test_a_row_that_is_no_conversation_is_told_with_its_line(jsonl: Callable[..., Path], turns: Any) -> None:
+    with pytest.raises(SpecError, match=r"rows\.jsonl:1: .*assistant"):
+        check_data(TrainingData(path=str(jsonl([{"messages": turns}] * 2)), form="messages"))
+
+
+def test_ids_that_stand_twice_are_told_apart(jsonl: Callable[..., Path]) -> None:
+    data = TrainingData(path=str(jsonl([{"id": "a", "prompt": "p", "response": "r"}] * 3)))
+    assert [one.record for (one,) in examples.load_examples(data, Sft())] == ["a", "a#2", "a#3"]
