@@ -19,7 +19,6 @@ from schemas.money import Usage
 from services.teachers.adapter import DIALECTS, decode, dialect_of, open_adapter
 from services.teachers.chat import Chat
 from services.teachers.credentials import credential_id, lane_key, resolve_key
-from services.teachers.dialect import is_strict
 from services.teachers.http import MOST_BODY, plain
 from services.teachers.scripted import ScriptedAdapter
 from services.teachers.verdict import classify, hint_of
@@ -290,9 +289,6 @@ def test_a_scripted_teacher_says_the_same_thing_every_time() -> None:
     assert "So the answer is" in (decode("chat", first.body).text or "")
 
 
-SCHEMA = {
-    "type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False,
-}  # fmt: skip
 # As the providers' references and the installed packages' types show them (read 2026-11-23).
 RESPONSE = {
     "id": "resp_1", "object": "response", "status": "completed", "model": "m", "incomplete_details": None,
@@ -368,45 +364,6 @@ def test_responses_and_messages_ask_as_their_providers_want_it() -> None:
     assert "temperature" not in own.request(call)  # current models answer 400 to it
 
 
-def test_a_schema_is_sent_as_structured_output_or_as_a_tool() -> None:
-    call = Call("r", (Message("user", "hi"),), Sampling(), schema=json.dumps(SCHEMA))
-    fields = {"provider": "openai", "model": "gpt-4.1"}
-    chat, responses = (DIALECTS[name](Teacher(**fields)).request(call) for name in ("chat", "responses"))
-    assert chat["response_format"]["json_schema"] == {"name": "answer", "strict": True, "schema": SCHEMA}
-    assert responses["text"]["format"]["schema"] == SCHEMA
-    own = DIALECTS["messages"](Teacher(provider="anthropic", model="claude-haiku-4-5")).request(call)
-    assert own["output_config"] == {"format": {"type": "json_schema", "schema": SCHEMA}}
-    assert "tools" not in own
-    compatible = Teacher(provider="anthropic", model="m", free=True, base_url="http://127.0.0.1:9")
-    assert DIALECTS["messages"](compatible).request(call)["tools"][0]["input_schema"] == SCHEMA
-    used = body(MESSAGE, stop_reason="tool_use", content=[{"type": "tool_use", "name": "answer", "input": {"n": 4}}])
-    assert decode("messages", used).text == '{"n": 4}'
-
-
-def test_anthropics_own_format_gets_a_schema_that_it_takes_and_a_tool_any_other() -> None:
-    """Its API answers 400 to an object that is open, and to minLength, minimum and their like."""
-    lane = DIALECTS["messages"](Teacher(provider="anthropic", model="claude-haiku-4-5"))
-
-    def sent(schema: dict[str, Any]) -> dict[str, Any]:
-        return lane.request(Call("r", (Message("user", "hi"),), Sampling(), schema=json.dumps(schema)))
-
-    name = {"type": "string", "minLength": 1}
-    taken = sent({"type": "object", "properties": {"name": name}, "required": ["name"]})["output_config"]["format"]
-    assert taken["schema"]["additionalProperties"] is False
-    assert taken["schema"]["properties"]["name"] == {"type": "string", "description": "{minLength: 1}"}
-    node = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]}}}
-    flat = {"type": "object", "properties": {"x": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"type": "string"}}}
-    assert "output_config" in sent(flat)
-    for odd in (
-        {"type": "object", "properties": {"x": {"type": ["string", "null"]}}},
-        {"type": "object", "properties": {"scores": {"type": "object", "additionalProperties": {"type": "number"}}}},
-        {"type": "object", "properties": {"any": {"type": "object"}}},
-        {"type": "object", "properties": {"x": {"$ref": "#/definitions/n"}}, "definitions": {"n": {"type": "string"}}},
-        {"type": "object", "properties": {"x": {"$ref": "#/$defs/n"}}, "$defs": {"n": node}},
-    ):
-        assert sent(odd)["tools"][0]["input_schema"] == odd and "output_config" not in sent(odd)
-
-
 def test_thoughts_that_are_counted_in_the_total_alone_are_output() -> None:
     """As xAI's answers, and those of gateways before Gemini, count them."""
     told = {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135}
@@ -416,16 +373,6 @@ def test_thoughts_that_are_counted_in_the_total_alone_are_output() -> None:
         whole = {"prompt_tokens": 32, "completion_tokens": 9, **usual}
         assert Chat.usage(json.dumps({"usage": whole}).encode()) == Usage(32, 9)
     assert Chat.usage(b'{"usage": {"prompt_tokens": 1000000000000000000, "completion_tokens": 1}}') is None
-
-
-def test_strict_mode_is_asked_for_only_where_the_schema_allows_it() -> None:
-    assert is_strict(SCHEMA)
-    assert not is_strict({"type": "array", "items": SCHEMA})  # the root must be an object
-    assert not is_strict({"type": "object"}) and not is_strict({**SCHEMA, "allOf": [{}]})
-    assert is_strict({**SCHEMA, "$defs": {"s": SCHEMA}})
-    assert not is_strict({**SCHEMA, "$defs": {"s": {"type": "object"}}})
-    assert not is_strict({**SCHEMA, "required": []})
-    assert not is_strict({"type": "object", "properties": {"x": {"type": "object", "properties": {}}}})
 
 
 def test_limits_are_read_from_the_headers_of_both_providers_and_nonsense_is_not() -> None:
