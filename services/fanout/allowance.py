@@ -190,8 +190,10 @@ class Allowance:
 
     def account(self, waiting: int, next_call: Demand | None, now: Seconds) -> tuple[Account, Amount, Amount]:
         """(sums, wanted, the next call's need) to tell the cashier. Idle money that cannot pay for the next call goes
-        back, for another worker may need just that; so does money of a lease that has run out."""
+        back, for another worker may need just that; so does money of a lease that has run out, and all of it where no
+        call may leave: whose turn it is must find it."""
         self._measure(now)
+        waiting = waiting if self.window or not self.governed else 0
         need = next_call.money if next_call and waiting else NOTHING
         target = need.times(self._ahead(waiting))
         keep = NOTHING

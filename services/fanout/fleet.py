@@ -18,7 +18,7 @@ from services.fanout.worker import FREE_WINDOW, Post, Worker, is_governed, lane_
 from services.journal.index import Totals
 from services.journal.place import Journal
 from services.journal.writer import GONE_WITHIN_S
-from services.ledger.books import Caps
+from services.ledger.books import Caps, Excess
 from services.ledger.cashier import cashier
 from services.teachers import embedded
 
@@ -67,7 +67,9 @@ class Fleet:
             actor = ray.remote(embedded.LlamaServer).options(num_cpus=threads, max_restarts=0)
             lane.server = actor.remote(str(gguf_weights(lane.teacher.model)), threads)
         if self.caps.any:
-            self._cashier = cashier(self.caps, self.spent.amount, self.journal)
+            names = {lane.number: lane.teacher.name for lane in self._lanes}
+            excess = {n: Excess(*self.spent.over[name]) for n, name in names.items() if name in self.spent.over}
+            self._cashier = cashier(self.caps, self.spent.amount, excess, self.journal)
         for lane in self._lanes:
             if lane.teacher.provider != "embedded":
                 for _ in range(self.workers_per_lane):

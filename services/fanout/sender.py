@@ -233,8 +233,8 @@ class Sender:
         nano = demand.money.nano_usd if usage is None else self._rates.cost(usage)
         counted = usage or Usage()
         self._answers += 1
-        if usage is not None:
-            self._learn(seen(demand, usage))
+        excess = Excess() if usage is None else seen(demand, usage)
+        self._learn(excess)
         tokens = demand.money.tokens if usage is None else counted.input_tokens + counted.output_tokens
         meta = {
             "teacher": self._name, "dialect": self._dialect, "nano_usd": nano,
@@ -242,6 +242,8 @@ class Sender:
         }  # fmt: skip
         if usage is None:
             meta["tokens"] = tokens  # the body does not say what it cost: taken to be all that was reserved
+        if excess != Excess():
+            meta["over"] = list(excess)  # so that the next start reserves it from its first call on
         self._journal.append(Frame(Kind.ANSWERED, key, attempt, meta, reply.body))
         self.delta.answered += 1
         self.delta.input_tokens += counted.input_tokens
@@ -306,6 +308,13 @@ class Sender:
         asked_at = asyncio.get_running_loop().time()
         allowance, waiting = self._allowance, len(self._waiting)
         head = self._waiting[0][0] if waiting else None
+        if allowance.governed:  # first: money is asked for by whoever may send
+            closed = self.end.detail if self.end and self.end.reason == "closed" else ""
+            grant = await self._leases.grant(allowance.report(waiting, head or self._typical, asked_at, closed))
+            if grant is not None:
+                allowance.granted(grant, asked_at)
+                if grant.closed:
+                    self.stop(End("closed", grant.closed))
         if allowance.banked:
             account, wanted, need = allowance.account(waiting, head, asked_at)
             account = account._replace(lane=self._lane, answers=self._answers, excess=self._seen, wild=self._wild)
@@ -315,14 +324,6 @@ class Sender:
                 self._reserve(advance.excess.most(self._seen))
                 if advance.exhausted and self._waiting and allowance.in_flight == 0 and not self._prefer_smaller():
                     self.stop(End("exhausted"))
-                    return
-        if allowance.governed:
-            closed = self.end.detail if self.end and self.end.reason == "closed" else ""
-            grant = await self._leases.grant(allowance.report(waiting, head or self._typical, asked_at, closed))
-            if grant is not None:
-                allowance.granted(grant, asked_at)
-                if grant.closed:
-                    self.stop(End("closed", grant.closed))
 
     def _look_at_disk(self, now: float) -> None:
         if now - self._disk_at < DISK_EVERY_S:

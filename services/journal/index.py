@@ -5,7 +5,7 @@ import mmap
 import os
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,18 @@ class Totals:
     in_doubt_tokens: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    over: dict[str, list[int]] = field(default_factory=dict)  # by model: most tokens in and out that none foresaw
 
     def add(self, other: "Totals") -> None:
         for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+            if name != "over":
+                setattr(self, name, getattr(self, name) + getattr(other, name))
+        for model, tokens in other.over.items():
+            self.exceeded(model, tokens)
+
+    def exceeded(self, model: str, tokens: Sequence[int]) -> None:
+        """An answer took so many tokens beyond what was foreseen."""
+        self.over[model] = [max(pair) for pair in zip(self.over.get(model, [0, 0]), tokens, strict=True)]
 
     @property
     def amount(self) -> Amount:
@@ -134,6 +142,8 @@ class WriterReader:
             self.totals.output_tokens += frame.meta.get("out", 0)
             if frame.meta.get("tokens"):
                 self._doubt(frame.meta)
+            if frame.meta.get("over"):
+                self.totals.exceeded(frame.meta["teacher"], frame.meta["over"])
             return
         if frame.meta.get("tokens"):
             self._doubt(frame.meta)

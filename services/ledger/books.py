@@ -68,16 +68,16 @@ class Advance(NamedTuple):
 class Books:
     """Never lets spent + held exceed a cap. `base` is what earlier starts of the run spent."""
 
-    def __init__(self, caps: Caps, base: Amount) -> None:
+    def __init__(self, caps: Caps, base: Amount, excess: Mapping[int, Excess] | None = None) -> None:
         self.caps, self.base = caps, base
         self.accounts: dict[str, Account] = {}
-        self.excess: dict[int, Excess] = {}  # of each lane
+        self.excess = dict(excess or {})  # of each lane, of earlier starts, too
 
     @classmethod
-    def restored(cls, caps: Caps, spent: Mapping[str, Amount]) -> "Books":
+    def restored(cls, caps: Caps, spent: Mapping[str, Amount], excess: Mapping[int, Excess] | None = None) -> "Books":
         """From the journal, after a crash: what each worker's segments say, where what they leave open counts as spent
         until that worker reports."""
-        books = cls(caps, NOTHING)
+        books = cls(caps, NOTHING, excess)
         books.accounts = {name: Account(amount) for name, amount in spent.items()}
         return books
 

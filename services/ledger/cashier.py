@@ -9,21 +9,21 @@ from schemas.money import Amount
 from services.admission.pool import LEASE_S
 from services.journal.index import WriterReader, segments_by_writer
 from services.journal.place import Journal
-from services.ledger.books import NOTHING, Account, Advance, Books, Caps
+from services.ledger.books import NOTHING, Account, Advance, Books, Caps, Excess
 
 
 class Cashier:
     """`Books` for the workers of one run."""
 
-    def __init__(self, caps: Caps, base: Amount, journal: Journal) -> None:
+    def __init__(self, caps: Caps, base: Amount, excess: dict[int, Excess], journal: Journal) -> None:
         import ray
 
         self._silent_until = 0.0
         if ray.get_runtime_context().was_current_actor_reconstructed:
-            self._books = Books.restored(caps, spent_by_writer(journal.read()))
+            self._books = Books.restored(caps, spent_by_writer(journal.read()), excess)
             self._silent_until = time.monotonic() + LEASE_S
         else:
-            self._books = Books(caps, base)
+            self._books = Books(caps, base, excess)
 
     async def renew(self, worker: str, account: Account, wanted: Amount, next_call: Amount) -> Advance:
         if time.monotonic() < self._silent_until:
@@ -39,9 +39,9 @@ def spent_by_writer(root: Path) -> dict[str, Amount]:
     return {writer: WriterReader(paths).totals.amount for writer, paths in segments_by_writer(root).items()}
 
 
-def cashier(caps: Caps, base: Amount, journal: Journal) -> Any:
-    """Start the actor."""
+def cashier(caps: Caps, base: Amount, excess: dict[int, Excess], journal: Journal) -> Any:
+    """Start the actor. `excess`: of each lane, what earlier starts of the run saw."""
     import ray
 
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
-    return ray.remote(Cashier).options(**options).remote(caps, base, journal)
+    return ray.remote(Cashier).options(**options).remote(caps, base, excess, journal)

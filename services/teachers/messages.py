@@ -9,6 +9,8 @@ from schemas.lane import Teacher
 from schemas.money import Usage
 from services.teachers.dialect import NAME, counted, parsed, storable
 
+LOST = {"definitions", "patternProperties", "unevaluatedProperties", "if", "not", "dependentSchemas", "allOf"}
+VALUES = ("properties", "$defs", "enum", "const", "default", "examples")  # no schemas themselves
 CUT = ("max_tokens", "model_context_window_exceeded")
 
 
@@ -39,13 +41,13 @@ def _can_be_closed(node: Any, whole: dict[str, Any], within: tuple[str, ...]) ->
         name = str(reference).removeprefix("#/$defs/")
         known = name in whole.get("$defs", {}) and name not in within
         return known and _can_be_closed(whole["$defs"][name], whole, (*within, name))
-    if node.keys() & {"definitions", "patternProperties", "unevaluatedProperties", "if", "not", "dependentSchemas"}:
+    if node.keys() & LOST or ("properties" in node and node.keys() & {"anyOf", "oneOf"}):
         return False
     is_object = node.get("type") == "object" or "properties" in node
     if is_object and (not node.get("properties") or node.get("additionalProperties", False) is not False):
         return False
     named = node.get("properties", {})
-    others = {key: part for key, part in node.items() if key not in ("properties", "$defs", "enum", "const", "default")}
+    others = {key: part for key, part in node.items() if key not in VALUES}
     return all(_can_be_closed(part, whole, within) for part in (*named.values(), *others.values()))
 
 

@@ -104,7 +104,7 @@ def test_a_budget_holds_where_a_server_counts_more_than_can_be_foreseen(
     tmp_path: Path, odd: tuple[str, str], told: str
 ) -> None:
     """Texts of unequal length, for what a long one hides must not be what is reserved for a short one."""
-    with teacher_server(*SERVER, "--price", "1:10", "--latency", "0.5", *odd) as teacher:
+    with teacher_server(*SERVER, "--price", "1:10", "--latency", "0.2", *odd) as teacher:
         job = spec(tmp_path, teacher, 900, budget={"usd": 1.0})
         priced = job.teachers[0].model_dump() | {"price": {"input": 1, "output": 10}, "timeout_s": 30}
         job = JobSpec.model_validate(job.model_dump(by_alias=True) | {"teachers": [priced]})
@@ -112,11 +112,24 @@ def test_a_budget_holds_where_a_server_counts_more_than_can_be_foreseen(
         Path(job.source.path).write_text("".join(json.dumps(row) + "\n" for row in rows))
         with pytest.raises(BudgetExhausted):
             limbeck.run(job, tmp_path / "run", workers=8)
+        assert 0.8 <= teacher.bill()["usd"] <= 1.0
+        with pytest.raises(BudgetExhausted):
+            limbeck.run(job, tmp_path / "run", workers=8)  # the next start knows what this one learned
         bill = teacher.bill()
-    assert 0.8 <= bill["usd"] <= 1.0
+    assert bill["usd"] <= 1.0
     said = Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_bytes())
     assert said.spend.usd == bill["usd"]
     assert any(told in warning for warning in said.warnings)
+
+
+def test_a_budget_ends_a_run_of_more_workers_than_calls_may_be_in_flight(tmp_path: Path) -> None:
+    with teacher_server("--price", "1:10", "--no-headers", "--concurrency", "1", "--latency", "0.1") as teacher:
+        job = spec(tmp_path, teacher, 200, budget={"usd": 0.005})
+        priced = job.teachers[0].model_dump() | {"price": {"input": 1, "output": 10}}
+        job = JobSpec.model_validate(job.model_dump(by_alias=True) | {"teachers": [priced]})
+        with pytest.raises(BudgetExhausted):
+            limbeck.run(job, tmp_path / "run", workers=4)
+        assert 0.003 <= teacher.bill()["usd"] <= 0.005
 
 
 @pytest.mark.parametrize(("cap", "most"), [({"calls": 25}, 25), ({"tokens": 4_000}, 100)])

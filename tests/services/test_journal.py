@@ -264,3 +264,12 @@ def test_an_answer_that_finds_the_disk_full_takes_the_reserve_and_is_the_last(
     writer.close()
     assert [path.name for path in tmp_path.glob("*.seg")] == ["000001-1-0000.seg"]
     assert not list(tmp_path.glob(".reserve*"))
+
+
+def test_what_no_reservation_foresaw_is_told_by_model(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path, "000001-1-0000")
+    for number, over in enumerate(([5_000, 0], [4_000, 70])):
+        meta = {"teacher": "openai/m", "nano_usd": 1, "in": 1, "out": 1, "over": over}
+        writer.append(Frame(Kind.ANSWERED, bytes([number]) * 32, bytes([number]) * 16, meta, b"x"))
+    writer.close()
+    assert JournalIndex(tmp_path).totals.over == {"openai/m": [5_000, 70]}

@@ -196,7 +196,7 @@ def test_a_cashier_that_was_killed_knows_what_was_spent_and_waits_out_the_leases
     monkeypatch.setattr(ray, "get_runtime_context", Context)
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    again = Cashier(Caps(1000), NOTHING, Journal(tmp_path, None))
+    again = Cashier(Caps(1000), NOTHING, {}, Journal(tmp_path, None))
     early = asyncio.run(again.renew("000002-1-0000", Account(), usd(100), usd(100)))
     assert early == Advance()
     now[0] += LEASE_S
@@ -247,6 +247,18 @@ def test_what_one_worker_sees_of_a_lane_all_reserve() -> None:
     books.bury("a", one)
     assert books.renew("b", Account(answers=4), one, one).excess == Excess(5_000, 135)
     assert books.renew("c", Account(lane=1), one, one).excess == Excess()
+    later = Books(Caps(10_000), one, {0: Excess(5_000, 100)})  # a start that finds it in the journal
+    assert later.renew("d", Account(), one, one).excess == Excess(5_000, 525)
+
+
+def test_whoever_may_not_send_holds_no_money() -> None:
+    """Fewer calls in flight than workers: they take turns, and the last cents go to the one whose turn it is."""
+    allowance, call = Allowance("run", "a", {}, None, governed=True, banked=True), Demand(1, 1, Amount(100, 0, 1))
+    allowance.granted(Grant({}, {}, 1, Charging.REFUND, 0.0), 0.0)
+    allowance.advanced(Advance(call.money), 0.0)
+    assert allowance.account(3, call, 0.1)[0].held == call.money
+    allowance.granted(Grant({}, {}, 0, Charging.REFUND, 0.0), 0.2)
+    assert allowance.account(3, call, 0.2) == (Account(), NOTHING, NOTHING)
 
 
 def test_money_that_is_held_goes_back_once_a_cap_is_passed() -> None:

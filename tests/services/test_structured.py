@@ -48,6 +48,8 @@ def test_anthropics_own_format_gets_a_schema_that_it_takes_and_a_tool_any_other(
         {"type": "object", "properties": {"any": {"type": "object"}}},
         {"type": "object", "properties": {"x": {"$ref": "#/definitions/n"}}, "definitions": {"n": {"type": "string"}}},
         {"type": "object", "properties": {"x": {"$ref": "#/$defs/n"}}, "$defs": {"n": node}},
+        {"type": "object", "properties": {"x": {"type": "string"}}, "anyOf": [flat, flat]},
+        {"type": "object", "properties": {"x": {"allOf": [{"type": "string"}]}}},
     ):
         assert sent(odd)["tools"][0]["input_schema"] == odd and "output_config" not in sent(odd)
 

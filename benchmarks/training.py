@@ -1,0 +1,148 @@
+"""Tokens a second of a student's training, beside a plain `transformers.Trainer` on the same model, rows and batches.
+
+    python benchmarks/training.py [loops] [ray] [--data FILE --fields prompt=question,response=answer] [--repeats 5]
+
+`loops`: one process, each way in turn and round after round: the stock Trainer with its own loss and padding, ours
+unpacked, bucketed and packed. Tokens are those of the rows; padding counts for nothing. `ray`: the same training
+through `limbeck train`, as a share of the step time of the same loop alone.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # not this folder, whose training.py is this file
+from schemas.student import TrainingData, TrainingSpec  # noqa: E402
+from training.examples import load_examples  # noqa: E402
+from training.rows import TokenRow, rows_for  # noqa: E402
+from training.students import Student, load_student  # noqa: E402
+from training.trainer import trainer_of  # noqa: E402
+
+STUDENT = {"from": "smollm2-135m", "layers": 4}
+ROWS, BATCH, LENGTH = 96, 8, 512
+
+
+def spec_of(data: TrainingData, **settings: Any) -> TrainingSpec:
+    whole = {
+        "student": STUDENT,
+        "data": data,
+        "batch_size": BATCH,
+        "max_length": LENGTH,
+        "checkpoints": {"every": 10**6},
+    }
+    return TrainingSpec.model_validate({**whole, **settings})
+
+
+def stock(spec: TrainingSpec, student: Student, rows: Sequence[TokenRow], out: Path) -> float:
+    """Seconds of a plain Trainer: its own loss, its own collator."""
+    features = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(out), per_device_train_batch_size=BATCH, num_train_epochs=1, learning_rate=spec.learning_rate,
+        save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
+        bf16=torch.cuda.is_available(), logging_steps=10,
+    )  # fmt: skip
+    collator = transformers.DataCollatorForSeq2Seq(student.tokenizer, student.model)
+    trainer = transformers.Trainer(student.model, arguments, data_collator=collator, train_dataset=features)
+    trainer.remove_callback(transformers.PrinterCallback)
+    started = time.perf_counter()
+    trainer.train()
+    return time.perf_counter() - started
+
+
+def ours(spec: TrainingSpec, student: Student, rows: Sequence[TokenRow], out: Path) -> float:
+    trainer = trainer_of(spec, student, None, rows, rows[:1], out)
+    started = time.perf_counter()
+    trainer.train()
+    return time.perf_counter() - started
+
+
+def loops(data: TrainingData, repeats: int, folder: Path) -> Table:
+    ways: dict[str, tuple[Callable[..., float], dict[str, Any]]] = {
+        "transformers.Trainer, padded": (stock, {"packing": False}),
+        "limbeck, padded": (ours, {"packing": False}),
+        "limbeck, padded, bucketed": (ours, {"packing": False, "bucketing": True}),
+        "limbeck, packed": (ours, {"packing": True}),
+    }
+    speeds: dict[str, list[float]] = defaultdict(list)
+    for number in range(repeats):
+        for way, (run, settings) in ways.items():
+            spec = spec_of(data, **settings)
+            student, rows = prepared(spec)
+            tokens = sum(len(row.input_ids) for row in rows)
+            speeds[way].append(tokens / run(spec, student, rows, folder / f"{number}-{len(speeds)}"))
+        print(", ".join(f"{way}: {found[-1]:,.0f}" for way, found in speeds.items()), file=sys.stderr, flush=True)
+    table = Table("loop", "tokens/s", "beside the first", title=f"{ROWS} rows, batches of {BATCH}, median of {repeats}")
+    first = statistics.median(speeds["transformers.Trainer, padded"])
+    for way, found in speeds.items():
+        table.add_row(way, f"{statistics.median(found):,.0f}", f"{statistics.median(found) / first:.2f} x")
+    return table
+
+
+def prepared(spec: TrainingSpec) -> tuple[Student, list[TokenRow]]:
+    """A fresh student, always the same, and the rows that it learns."""
+    assert spec.data is not None
+    pairs = [pair for example in load_examples(spec.data, spec.objective)[:ROWS] for pair in example]
+    student = load_student(spec.student, [text for p in pairs for text in (p.prompt, p.response)], spec.seed)
+    rows, _ = rows_for(spec, pairs, student.tokenizer, student.seq2seq)
+    return student, rows
+
+
+def through_ray(data: TrainingData, repeats: int, folder: Path) -> Table:
+    """The same rows and steps alone and through Ray Train; of both the time in the loop alone."""
+    shares: list[float] = []
+    pairs = [pair for example in load_examples(data, spec_of(data).objective)[:ROWS] for pair in example]
+    rows = folder / "pairs.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": p.prompt, "response": p.response}) + "\n" for p in pairs))
+    spec = spec_of(TrainingData(path=str(rows)), eval_fraction=1 / ROWS, epochs=2)
+    place = folder / "spec.yaml"
+    place.write_text(yaml.safe_dump(spec.model_dump(mode="json", by_alias=True)))
+    for number in range(repeats):
+        student, made = prepared(spec)
+        alone = sum(len(row.input_ids) for row in made) * spec.epochs / ours(spec, student, made, folder / f"a{number}")
+        out = folder / f"ray-{number}"
+        command = [sys.executable, "-m", "limbeck.cli", "train", str(place), "--out", str(out)]
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        inside = json.loads((out / "student" / "metrics.json").read_text())["tokens_per_second"]
+        shares.append(alone / inside - 1)
+        print(f"alone {alone:,.0f}, Ray Train {inside:,.0f} tokens/s", file=sys.stderr, flush=True)
+    table = Table("Ray Train adds to a step", title=f"median of {repeats}")
+    table.add_row(f"{100 * statistics.median(shares):.1f} %")
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=["loops", "ray", []], default=[])
+    parser.add_argument("--data", default=str(ROOT / "examples" / "students" / "pairs.jsonl"))
+    parser.add_argument("--fields", default="", help="as in prompt=question,response=answer")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    fields = dict(part.split("=") for part in options.fields.split(",") if part)
+    data = TrainingData.model_validate({"path": options.data, "fields": fields})
+    parts = options.parts or ["loops", "ray"]
+    with tempfile.TemporaryDirectory() as folder:
+        if "loops" in parts:
+            Console().print(loops(data, options.repeats, Path(folder)))
+        if "ray" in parts:
+            Console().print(through_ray(data, options.repeats, Path(folder)))
+
+
+if __name__ == "__main__":
+    main()
