@@ -241,14 +241,14 @@ def test_where_nobody_knows_how_a_server_counts_the_first_call_goes_alone_and_th
 def test_what_one_worker_sees_of_a_lane_all_reserve() -> None:
     books, one = Books(Caps(10_000), NOTHING), Amount(100, 0, 1)
     told = books.renew("a", Account(answers=1, excess=Excess(5_000, 100)), NOTHING, NOTHING)
-    assert told.excess == Excess(5_000, 525)  # the longest thoughts of one answer are not the longest there will be
-    books.renew("a", Account(answers=36, excess=Excess(5_000, 100)), NOTHING, NOTHING)
+    assert told.excess == Excess(5_000, 225)  # the longest thoughts of one answer are not the longest there will be
+    books.renew("a", Account(answers=6, excess=Excess(5_000, 100)), NOTHING, NOTHING)
     assert books.renew("b", Account(answers=4), one, one).excess == Excess(5_000, 135)
     books.bury("a", one)
     assert books.renew("b", Account(answers=4), one, one).excess == Excess(5_000, 135)
     assert books.renew("c", Account(lane=1), one, one).excess == Excess()
     later = Books(Caps(10_000), one, {0: Excess(5_000, 100)})  # a start that finds it in the journal
-    assert later.renew("d", Account(), one, one).excess == Excess(5_000, 525)
+    assert later.renew("d", Account(), one, one).excess == Excess(5_000, 225)
 
 
 def test_whoever_may_not_send_holds_no_money() -> None:
