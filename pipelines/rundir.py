@@ -13,9 +13,10 @@ from typing import Any
 import yaml
 
 from schemas.errors import SpecError
-from schemas.job import JobSpec, fixed_part, is_within, revisable_part
+from schemas.job import JobSpec, fixed_part, models_gone, revisable_part
 from schemas.manifest import Manifest
 from schemas.student import TRAINED_ON
+from services.journal.index import JournalIndex
 from services.journal.place import Journal
 
 VERSIONS = ("limbeck", "ray", "openai", "pydantic", "pyarrow", "torch", "transformers", "xllamacpp")
@@ -48,7 +49,8 @@ class RunDirectory:
             raise SpecError(f"--out {self.root}: {nearest} is a file", "name a folder")
         if (earlier := self.earlier()) is not None:
             before, now = fixed_part(earlier), fixed_part(spec)
-            if is_within(earlier, spec):
+            gone = models_gone(earlier, spec)
+            if not gone or not gone & JournalIndex(Journal(self.journal, earlier.journal).read()).totals.models:
                 now["teachers"] = before["teachers"]
             changed = differences(before, now)
             if changed:

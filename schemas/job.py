@@ -228,14 +228,14 @@ REVISABLE = ("prompt", "validate", "curate")
 
 def fixed_part(spec: JobSpec) -> dict[str, Any]:
     """The part of a spec that a run directory belongs to for good: with another one it is another run. Models may be
-    added (`is_within`), accounts come and go."""
+    added, and those that have not answered may go (`models_gone`); accounts come and go."""
     whole = spec.model_dump(mode="json", by_alias=True)
     return {**{key: whole[key] for key in FIXED}, "teachers": sorted({t.name for t in spec.teachers})}
 
 
-def is_within(earlier: JobSpec, now: JobSpec) -> bool:
-    """Whether every model that was asked before still belongs to the run: what it answered would be paid for again."""
-    return {t.name for t in earlier.teachers} <= {t.name for t in now.teachers}
+def models_gone(earlier: JobSpec, now: JobSpec) -> set[str]:
+    """Models that no longer belong to a run: what they answered would be paid for again."""
+    return {t.name for t in earlier.teachers} - {t.name for t in now.teachers}
 
 
 def published_part(spec: JobSpec) -> dict[str, Any]:

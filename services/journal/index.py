@@ -34,12 +34,14 @@ class Totals:
     in_doubt_tokens: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    models: set[str] = field(default_factory=set)  # that have answered
     over: dict[str, list[int]] = field(default_factory=dict)  # by model: most tokens in and out that none foresaw
 
     def add(self, other: "Totals") -> None:
         for name in self.__slots__:
-            if name != "over":
+            if name not in ("over", "models"):
                 setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.models |= other.models
         for model, tokens in other.over.items():
             self.exceeded(model, tokens)
 
@@ -138,6 +140,7 @@ class WriterReader:
         if frame.kind is Kind.ANSWERED:
             self.answers.add(frame.key, segment, offset)
             self.totals.answered += 1
+            self.totals.models.add(frame.meta.get("teacher", ""))
             self.totals.input_tokens += frame.meta.get("in", 0)
             self.totals.output_tokens += frame.meta.get("out", 0)
             if frame.meta.get("tokens"):

@@ -19,7 +19,7 @@ from teacher_server import RunningTeacher, teacher_server
 
 import limbeck as api
 from limbeck.spec_file import load_job
-from schemas.errors import BudgetExhausted, Interrupted, LimbeckError, SpecError
+from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError, SpecError
 from schemas.manifest import Manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -298,4 +298,14 @@ def test_a_run_goes_on_with_a_second_account_and_another_model(job: Write, jsonl
         more = [lane(second, model="n"), lane(second), lane(first)]
         said = run_it(job(rows, teachers=more), run)
         assert first.bill()["calls"] + second.bill()["calls"] == 60
+        with pytest.raises(SpecError, match="teachers: was"):  # both models have answered
+            run_it(job(rows, teachers=[lane(first)]), run)
     assert said.calls.reused == 20 and said.rows.accepted == 60
+
+
+def test_a_model_that_never_answered_may_be_dropped_again(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    rows, run = questions(jsonl, 30), tmp_path / "run"
+    with teacher_server() as good, teacher_server("--status", "401") as closed:
+        with pytest.raises(LaneUnusable):
+            run_it(job(rows, teachers=[lane(closed, model="n")]), run)
+        assert run_it(job(rows, teachers=[lane(good)]), run).rows.accepted == 30

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from schemas.errors import SpecError
 from schemas.explain import spec_error
-from schemas.job import JobSpec, fixed_part, is_within, revisable_part
+from schemas.job import JobSpec, fixed_part, models_gone, revisable_part
 
 WHOLE: dict[str, Any] = {
     "name": "cqa-rationales",
@@ -121,13 +121,13 @@ def test_budget_and_prompt_may_change_between_two_starts_and_the_sampling_may_no
     assert revisable_part(spec) == revisable_part(richer) != revisable_part(revised)
 
 
-def test_accounts_and_models_may_be_added_to_a_run_and_none_taken_away() -> None:
+def test_accounts_come_and_go_and_models_are_told_apart() -> None:
     lane = {"provider": "openai", "model": "m", "free": True}
     one = JobSpec.model_validate({**WHOLE, "teachers": [lane]})
     two_keys = JobSpec.model_validate({**WHOLE, "teachers": [{**lane, "api_key": "env:B"}, lane]})
     another = JobSpec.model_validate({**WHOLE, "teachers": [{**lane, "model": "n"}, lane]})
     assert fixed_part(one) == fixed_part(two_keys)
-    assert is_within(one, another) and not is_within(another, one)
+    assert not models_gone(one, another) and models_gone(another, one) == {"openai/n"}
 
 
 @pytest.mark.parametrize(
