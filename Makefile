@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 	$(BIN)/limbeck run examples/quickstart.yaml --out $(RUN)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not ray and not slow"
