@@ -13,6 +13,7 @@ from services.admission.pool import PERIOD_S, Pool
 from services.fake_teacher.meter import Charge, Meters
 from services.fanout.allowance import Allowance
 from services.fanout.size import Demand
+from services.ledger.books import NOTHING, Books
 
 SOONEST_S = 0.05
 
@@ -80,14 +81,16 @@ class Provider:
 
 
 class Simulation:
-    """`workers` maps a worker to its run. Every worker has calls without end."""
+    """`workers` maps a worker to its run. Each has calls without end; with `books` it ends where the money does,
+    and `wild` is what a call may cost."""
 
     def __init__(
         self, provider: Provider, workers: dict[str, str], limits: dict[str, float], demand: Demand,
         output: Callable[[random.Random], int], concurrency: int | None = None, seed: int = 0,
-        jitter_s: float = 0.01,
+        jitter_s: float = 0.01, books: Books | None = None, wild: Amount = NOTHING,
     ) -> None:  # fmt: skip
         self.provider, self.demand, self.output = provider, demand, output
+        self.books, self.wild, self.ended, self.answers = books, wild, set[str](), dict.fromkeys(workers, 0)
         self.rng, self.jitter_s = random.Random(seed), jitter_s
         self.pool = Pool(0.0)
         self.now = 0.0
@@ -95,7 +98,7 @@ class Simulation:
         self._number = 0
         self.sent: dict[str, int] = dict.fromkeys(workers, 0)
         self.allowances = {
-            name: Allowance(run, name, limits, concurrency, governed=True, banked=False)
+            name: Allowance(run, name, limits, concurrency, governed=True, banked=books is not None)
             for name, run in workers.items()
         }
         self.resting = dict.fromkeys(workers, 0)
@@ -118,14 +121,29 @@ class Simulation:
         return self.rng.random() < 0.05
 
     def renew(self, name: str, again: bool = True) -> None:
+        if name in self.ended:
+            return
         allowance = self.allowances[name]
         waiting = self.supply(name)
         allowance.granted(self.pool.renew(allowance.report(waiting, self.demand, self.now), self.now), self.now)
+        self.bank(name, waiting)
         self._renewed_at[name] = self.now
         self.fill(name)
         if again:
             pause = PERIOD_S * (2 if self.stall(name) else 1)
             self.at(self.now + pause, lambda: self.renew(name))
+
+    def bank(self, name: str, waiting: int) -> None:
+        if self.books is None:
+            return
+        allowance = self.allowances[name]
+        account, wanted, need = allowance.account(waiting, self.demand, self.now)
+        account = account._replace(answers=self.answers[name], wild=self.wild)
+        advance = self.books.renew(name, account, wanted, need)
+        allowance.advanced(advance, self.now)
+        if advance.exhausted and waiting and not allowance.in_flight:
+            self.ended.add(name)
+            self.pool.forget(name)
 
     def supply(self, name: str) -> int:
         """Calls at hand: as many as a worker takes on, less those that rest before another try."""
@@ -135,7 +153,7 @@ class Simulation:
 
     def fill(self, name: str) -> None:
         allowance = self.allowances[name]
-        while self.supply(name) and allowance.may_start(self.demand, self.now):
+        while name not in self.ended and self.supply(name) and allowance.may_start(self.demand, self.now):
             taken, sent_at = allowance.start(self.demand), self.now
             self.sent[name] += 1
             delay = self.rng.random() * self.jitter_s
@@ -153,10 +171,12 @@ class Simulation:
         self.at(self.now + latency, lambda: self.answered(name, output, taken, sent_at))
 
     def answered(self, name: str, output: int, taken: Demand, sent_at: float) -> None:
+        self.answers[name] += 1
         self.back(name, self.provider.answer(self.demand, output, self.now), taken, sent_at)
 
     def back(self, name: str, reply: Reply, taken: Demand, sent_at: float) -> None:
-        self.allowances[name].settle(taken, reply, Amount(), sent_at)
+        answered = reply.verdict.kind is VerdictKind.ANSWERED
+        self.allowances[name].settle(taken, reply, taken.money if answered else Amount(0, 0, 1), sent_at)
         if reply.verdict.kind is VerdictKind.RATE_LIMITED:
             self.resting[name] += 1
             self.at(self.now + self.rng.random() * 0.5 + (reply.verdict.retry_after or 0), lambda: self.rested(name))

@@ -15,6 +15,7 @@ from services.admission.bucket import SLOT_S, SLOWEST, Bucket
 from services.admission.pool import LEASE_S, Charging, Pool, Report
 from services.admission.window import START, Window
 from services.fanout.size import Demand
+from services.ledger.books import Books, Caps
 
 WORKERS = {"a": "run", "b": "run"}
 FOUR = dict.fromkeys("abcd", "run")
@@ -215,6 +216,20 @@ class Minutes(RuleBasedStateMachine):
 
 TestMinutes = Minutes.TestCase
 TestMinutes.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize(("workers", "window"), [(2, 1), (4, 1), (4, 2), (4, 3), (8, 4), (3, 8)])
+@pytest.mark.parametrize("wild", [0, 50_000], ids=["counting known", "counting unknown"])
+def test_a_budget_ends_every_worker_however_few_calls_may_be_in_flight(workers: int, window: int, wild: int) -> None:
+    """Places in flight and money are shared out apart: whoever has the one must come by the other."""
+    provider = Provider({}, headers=False, in_flight_limit=window)
+    call = Demand(100, 64, Amount(1_000, 164, 1), 64)
+    books = Books(Caps(100_000), Amount())
+    names = {f"w{i}": "run" for i in range(workers)}
+    simulation = Simulation(provider, names, {}, call, lambda rng: 64, books=books, wild=Amount(wild, 0, 0))
+    simulation.run(300.0)
+    assert simulation.ended == set(names)
+    assert sum(simulation.answers.values()) == 100
 
 
 class OneBucket(RuleBasedStateMachine):
