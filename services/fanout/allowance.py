@@ -72,6 +72,10 @@ class Allowance:
             return False
         if self.banked and (now > self._bank_until or not self._idle.covers(demand.money)):
             return False
+        return self._has_rates(demand)
+
+    def _has_rates(self, demand: Demand) -> bool:
+        """Whether the leases on limits cover a call."""
         demand = self._rated(demand)
         return all(
             level >= min(demand.rate(name), self._capacity.get(name, 1.0)) - 1e-9
@@ -191,9 +195,10 @@ class Allowance:
     def account(self, waiting: int, next_call: Demand | None, now: Seconds) -> tuple[Account, Amount, Amount]:
         """(sums, wanted, the next call's need) to tell the cashier. Idle money that cannot pay for the next call goes
         back, for another worker may need just that; so does money of a lease that has run out, and all of it where no
-        call may leave: whose turn it is must find it."""
+        call may leave for want of a place or of a rate: whose turn it is must find it."""
         self._measure(now)
-        waiting = waiting if self.window or not self.governed else 0
+        if self.governed and not (self.window and next_call and self._has_rates(next_call)):
+            waiting = 0
         need = next_call.money if next_call and waiting else NOTHING
         target = need.times(self._ahead(waiting))
         keep = NOTHING

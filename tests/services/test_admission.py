@@ -218,16 +218,20 @@ TestMinutes = Minutes.TestCase
 TestMinutes.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
-@pytest.mark.parametrize(("workers", "window"), [(2, 1), (4, 1), (4, 2), (4, 3), (8, 4), (3, 8)])
+@pytest.mark.parametrize("rpm", [None, 60.0, 1200.0])
+@pytest.mark.parametrize(("workers", "window"), [(2, 1), (4, 1), (4, 2), (4, 3), (8, 4), (3, 8), (2, None)])
 @pytest.mark.parametrize("wild", [0, 50_000], ids=["counting known", "counting unknown"])
-def test_a_budget_ends_every_worker_however_few_calls_may_be_in_flight(workers: int, window: int, wild: int) -> None:
-    """Places in flight and money are shared out apart: whoever has the one must come by the other."""
-    provider = Provider({}, headers=False, in_flight_limit=window)
+def test_a_budget_ends_every_worker_however_little_there_is_of_all_else(
+    workers: int, window: int | None, wild: int, rpm: float | None
+) -> None:
+    """Places in flight, rates and money are shared out apart: whoever has the one must come by the others."""
+    provider = Provider({"requests": rpm}, headers=False, in_flight_limit=window)
     call = Demand(100, 64, Amount(1_000, 164, 1), 64)
     books = Books(Caps(100_000), Amount())
     names = {f"w{i}": "run" for i in range(workers)}
-    simulation = Simulation(provider, names, {}, call, lambda rng: 64, books=books, wild=Amount(wild, 0, 0))
-    simulation.run(300.0)
+    limits = {} if rpm is None else {"requests": rpm}
+    simulation = Simulation(provider, names, limits, call, lambda rng: 64, books=books, wild=Amount(wild, 0, 0))
+    simulation.run(400.0)
     assert simulation.ended == set(names)
     assert sum(simulation.answers.values()) == 100
 
