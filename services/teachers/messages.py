@@ -9,7 +9,8 @@ from schemas.lane import Teacher
 from schemas.money import Usage
 from services.teachers.dialect import NAME, counted, parsed, storable
 
-LOST = {"definitions", "patternProperties", "unevaluatedProperties", "if", "not", "dependentSchemas", "allOf"}
+LOST = {"definitions", "patternProperties", "unevaluatedProperties", "if", "then", "not", "dependentSchemas",
+        "dependentRequired", "propertyNames", "prefixItems", "allOf"}  # fmt: skip
 VALUES = ("properties", "$defs", "enum", "const", "default", "examples")  # no schemas themselves
 CUT = ("max_tokens", "model_context_window_exceeded")
 
@@ -44,9 +45,11 @@ def _can_be_closed(node: Any, whole: dict[str, Any], within: tuple[str, ...]) ->
     if node.keys() & LOST or ("properties" in node and node.keys() & {"anyOf", "oneOf"}):
         return False
     is_object = node.get("type") == "object" or "properties" in node
-    if is_object and (not node.get("properties") or node.get("additionalProperties", False) is not False):
-        return False
     named = node.get("properties", {})
+    if is_object and (not named or node.get("additionalProperties", False) is not False):
+        return False
+    if not named.keys() >= set(node.get("required", ())):
+        return False
     others = {key: part for key, part in node.items() if key not in VALUES}
     return all(_can_be_closed(part, whole, within) for part in (*named.values(), *others.values()))
 

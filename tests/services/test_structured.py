@@ -50,6 +50,7 @@ def test_anthropics_own_format_gets_a_schema_that_it_takes_and_a_tool_any_other(
         {"type": "object", "properties": {"x": {"$ref": "#/$defs/n"}}, "$defs": {"n": node}},
         {"type": "object", "properties": {"x": {"type": "string"}}, "anyOf": [flat, flat]},
         {"type": "object", "properties": {"x": {"allOf": [{"type": "string"}]}}},
+        {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x", "y"]},
     ):
         assert sent(odd)["tools"][0]["input_schema"] == odd and "output_config" not in sent(odd)
 
