@@ -195,11 +195,13 @@ class Allowance:
     def account(self, waiting: int, next_call: Demand | None, now: Seconds) -> tuple[Account, Amount, Amount]:
         """(sums, wanted, the next call's need) to tell the cashier. Idle money that cannot pay for the next call goes
         back, for another worker may need just that; so does money of a lease that has run out, and all of it where no
-        call may leave for want of a place or of a rate: whose turn it is must find it."""
+        call may leave for want of a place or of a rate, or in a pause: whose turn it is must find it."""
         self._measure(now)
+        need = next_call.money if next_call and waiting else NOTHING
         if self.governed and not (self.window and next_call and self._has_rates(next_call)):
             waiting = 0
-        need = next_call.money if next_call and waiting else NOTHING
+        if now < self._pause_until:
+            waiting = 0
         target = need.times(self._ahead(waiting))
         keep = NOTHING
         if waiting and now <= self._bank_until and self._idle.covers(need):

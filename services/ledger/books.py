@@ -107,6 +107,9 @@ class Books:
         if any(left < 0 and need + held > 0 for left, need, held in zip(free, next_call, account.held, strict=True)):
             done = all(a.held == NOTHING for a in self.accounts.values())
             return Advance(recalled=True, exhausted=done, excess=excess)
+        # Free calls need no money, and are not held up by a budget that is used up.
+        if not all(need == 0 or left >= need for left, need in zip(free, next_call, strict=True)):
+            return Advance(exhausted=all(a.held == NOTHING for a in self.accounts.values()), excess=excess)
         if wanted == NOTHING:
             return Advance(excess=excess)
         calls = self._may_fly(account, answers, free)
@@ -114,12 +117,9 @@ class Books:
             return Advance(excess=excess)
         if wanted.calls > calls:
             wanted = largest(next_call, wanted.times(int(calls) / wanted.calls))
-        # Free calls need no money, and are not held up by a budget that is used up.
-        if all(need == 0 or left >= need for left, need in zip(free, next_call, strict=True)):
-            given = Amount(*(int(max(0, min(left, want))) for left, want in zip(free, wanted, strict=True)))
-            self.accounts[worker] = account._replace(held=account.held.plus(given))
-            return Advance(given, excess=excess)
-        return Advance(exhausted=all(a.held == NOTHING for a in self.accounts.values()), excess=excess)
+        given = Amount(*(int(max(0, min(left, want))) for left, want in zip(free, wanted, strict=True)))
+        self.accounts[worker] = account._replace(held=account.held.plus(given))
+        return Advance(given, excess=excess)
 
     def _may_fly(self, account: Account, answers: int, free: tuple[float, ...]) -> float:
         """How many calls more may hold money in a lane. Where the server's counting is not known, no more than could

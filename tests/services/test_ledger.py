@@ -258,7 +258,10 @@ def test_whoever_may_not_send_holds_no_money() -> None:
     allowance.advanced(Advance(call.money), 0.0)
     assert allowance.account(3, call, 0.1)[0].held == call.money
     allowance.granted(Grant({}, {}, 0, Charging.REFUND, 0.0), 0.2)
-    assert allowance.account(3, call, 0.2) == (Account(), NOTHING, NOTHING)
+    assert allowance.account(3, call, 0.2) == (Account(), NOTHING, call.money)  # yet it hears of the budget's end
+    allowance.granted(Grant({}, {}, 1, Charging.REFUND, 30.0), 0.3)
+    allowance.advanced(Advance(call.money), 0.3)
+    assert allowance.account(3, call, 0.4)[0] == Account()  # nor does one that waits out a Retry-After
 
 
 def test_money_that_is_held_goes_back_once_a_cap_is_passed() -> None:
