@@ -41,7 +41,7 @@ def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(
     student = {"scratch": {"arch": "llama", "layers": 2, "hidden": 64, "heads": 2, "vocab": 320}}
     spec = tmp_path / "spec.yaml"
     body = {"student": student, "data": {"path": str(pairs)}, "max_length": 48, "batch_size": 2, "packing": False}
-    spec.write_text(yaml.safe_dump({**body, "epochs": 4, "checkpoints": {"every": 20}}))
+    spec.write_text(yaml.safe_dump({**body, "epochs": 2, "checkpoints": {"every": 20}}))
     assert command("train", spec, "--out", tmp_path / "quiet").returncode == 0
     out = tmp_path / "killed"
     running = limbeck.start("train", spec, "--out", out)
@@ -49,13 +49,13 @@ def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(
         reached(out, 60)
         worker_of(running.pid).kill()
         (out / ".work" / "train-progress.json").unlink(missing_ok=True)
-        reached(out, 200)  # Ray has started another, which went on
+        reached(out, 120)  # Ray has started another, which went on
         assert running.poll() is None
     finally:
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
     kept = [int(p.parent.name.rpartition("-")[2]) for p in (out / ".work" / "trainer").glob("*/whole")]
-    assert max(kept) >= 180
+    assert max(kept) >= 100
     other = command("train", spec, "--out", out, "--set", "learning_rate=0.1")
     assert other.returncode == 2 and "learning_rate: was 0.0003, is 0.1" in other.stderr
     done = command("train", spec, "--out", out)
