@@ -8,6 +8,7 @@ from typing import Any
 
 from schemas.errors import Interrupted, LimbeckError
 from schemas.evaluation import EvaluationSpec
+from training.loop import outcome_of
 
 POLL_S = 0.5
 TEXT = 1_500  # characters of a text that the page shows
@@ -43,19 +44,21 @@ def compare(
     task = ray.remote(**share)(_judge)
     asked = {task.remote(spec.model_dump(mode="json", by_alias=True), name): name for name in spec.students}
     found: dict[str, dict[str, Any]] = {}
-    while waiting := [ref for ref, name in asked.items() if name not in found]:
-        done, _ = ray.wait(waiting, timeout=POLL_S)
-        for ref in done:
-            try:
-                found[asked[ref]] = ray.get(ref)
-            except ray.exceptions.RayTaskError as error:
-                cause = error.cause
-                if isinstance(cause, LimbeckError):
-                    raise type(cause)(f"{asked[ref]}: {cause.message}", cause.hint) from None
-                raise
-            watch(len(found), len(asked))
-        if stopping():
-            raise Interrupted("interrupted while students were judged", "run the same command again")
+    try:
+        while waiting := [ref for ref, name in asked.items() if name not in found]:
+            done, _ = ray.wait(waiting, timeout=POLL_S)
+            for ref in done:
+                try:
+                    found[asked[ref]] = outcome_of(ref)
+                except LimbeckError as error:
+                    raise type(error)(f"{asked[ref]}: {error.message}", error.hint) from None
+                watch(len(found), len(asked))
+            if stopping():
+                raise Interrupted("interrupted while students were judged", "run the same command again")
+    finally:
+        for ref, name in asked.items():
+            if name not in found:
+                ray.cancel(ref, force=True)
     ordered = {name: found[name] for name in spec.students}
     _write(spec, ordered, out)
     return ordered

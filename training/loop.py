@@ -35,7 +35,7 @@ def fit(
 
     work = out / ".work"
     work.mkdir(parents=True, exist_ok=True)
-    for stale in ("train-stop", "train-progress.json"):
+    for stale in ("train-stop", "train-progress.json", "train-error.json"):
         (work / stale).unlink(missing_ok=True)
     shutil.rmtree(work / "student", ignore_errors=True)
     if cache_of(spec) is not None and not capture(spec, watch, stopping):
@@ -126,6 +126,18 @@ def _fitted(trainer: Any, work: Path, watch: Callable[[dict[str, Any]], None], s
         fitting.result()
 
 
+def outcome_of(ref: Any) -> Any:
+    """`ray.get` with our own errors as they were raised there."""
+    import ray
+
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, LimbeckError):
+            raise error.cause from None
+        raise
+
+
 def _failure(work: Path, error: BaseException) -> LimbeckError:
     """The student's own error where it raised one, else Ray's last line."""
     line = str(error).strip().splitlines()[-1][:300]
@@ -158,7 +170,6 @@ def train_worker(config: dict[str, Any]) -> None:
     from training.session import Session
 
     work = Path(config["work"])
-    (work / "train-error.json").unlink(missing_ok=True)
     try:
         Session(TrainingSpec.model_validate(config["spec"]), work).run()
     except LimbeckError as error:

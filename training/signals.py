@@ -4,6 +4,7 @@ A cache is a folder of parquet shards, one row for each row of the training set,
 it was made of. 8 bytes for each of the k tokens of a position: 512 of them at k = 64, before compression.
 """
 
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,13 @@ import pyarrow.parquet as pq
 from schemas.errors import LimbeckError, SpecError
 from schemas.objective import Kd
 from schemas.student import FromScratch, LayerCut, TrainingSpec
+from training.loop import outcome_of, use_assigned_cores
 from training.rows import TokenRow, predicted
 
 ABOUT = "about.json"
 SHARD = 1024  # rows in a file: what a killed capture does again
 BATCH = 8
+POLL_S = 0.5
 SCHEMA = pa.schema([
     ("record", pa.string()), ("task", pa.int32()), ("tokens", pa.uint32()),
     ("ids", pa.list_(pa.int32())), ("log_probs", pa.list_(pa.float32())),
@@ -83,19 +86,22 @@ def capture(spec: TrainingSpec, watch: Callable[[dict[str, Any]], None], stoppin
         share["num_gpus"] = 1
     actor = ray.remote(max_restarts=2, max_task_retries=2, **share)(_Capture)
     actors = [actor.remote(spec.model_dump(mode="json", by_alias=True)) for _ in range(workers)]
-    pool = ray.util.ActorPool(actors)
-    shards = ray.get(actors[0].shards.remote())
-    missing = [number for number in range(shards) if not _shard(place, number).exists()]
-    for number in missing:
-        pool.submit(lambda one, number: one.capture.remote(number), number)
-    done = shards - len(missing)
-    while pool.has_next() and not stopping():
-        pool.get_next_unordered()
-        done += 1
-        watch({"captured": done, "shards": shards})
-    for one in actors:
-        ray.kill(one)
-    return done == shards
+    try:
+        shards = outcome_of(actors[0].shards.remote())
+        missing = [number for number in range(shards) if not _shard(place, number).exists()]
+        done = shards - len(missing)
+        turns = itertools.cycle(actors)
+        waiting = [next(turns).capture.remote(number) for number in missing]
+        while waiting and not stopping():
+            ended, waiting = ray.wait(waiting, timeout=POLL_S)
+            for ref in ended:
+                outcome_of(ref)
+                done += 1
+                watch({"captured": done, "shards": shards})
+    finally:
+        for one in actors:
+            ray.kill(one)
+    return bool(done == shards)
 
 
 def _shard(place: Path, number: int) -> Path:
@@ -106,10 +112,16 @@ class _Capture:
     """One worker: it has loaded the teacher, and writes shards."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
+        self._refusal: LimbeckError | None = None
+        try:
+            self._load(spec)
+        except LimbeckError as error:  # raised by the methods: of an actor that fails to start Ray keeps a text alone
+            self._refusal = error
+
+    def _load(self, spec: dict[str, Any]) -> None:
         import torch
 
         from training.examples import load_examples
-        from training.loop import use_assigned_cores
         from training.rows import Collator, rows_for
         from training.students import pretrained, tokenizer_of
         from training.teacher import Teacher, shared_vocabulary
@@ -133,10 +145,14 @@ class _Capture:
         self._collate = Collator(ours.pad_token_id, found.seq2seq)
 
     def shards(self) -> int:
+        if self._refusal is not None:
+            raise self._refusal
         return -(-len(self._rows) // SHARD)
 
     def capture(self, number: int) -> int:
         """Write one shard, whole or not at all."""
+        if self._refusal is not None:
+            raise self._refusal
         assert self._place is not None
         rows = self._rows[number * SHARD : (number + 1) * SHARD]
         found = [line for at in range(0, len(rows), BATCH) for line in self._lines(rows[at : at + BATCH])]

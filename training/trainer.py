@@ -44,13 +44,8 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
     ) -> None:  # fmt: skip
         super().__init__(model=learner, **kwargs)
         self.add_callback(saving)
-        self._learner, self._student, self._held, self._rollouts, self._saving = (
-            learner,
-            student,
-            held,
-            rollouts,
-            saving,
-        )
+        self._learner, self._student, self._held = learner, student, held
+        self._rollouts, self._saving = rollouts, saving
         self._seq2seq = bool(learner.model.config.is_encoder_decoder)
         self._since_check: list[tuple[list[str], Tensor]] = []
         self._steps = 0  # since the loss was logged

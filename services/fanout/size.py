@@ -65,7 +65,7 @@ def seen(demand: Demand, usage: Usage) -> Excess:
 def wild(teacher: Teacher) -> Amount:
     """What a call may cost at a compatible server that adds prompts and thoughts of its own. The providers themselves
     keep to max_tokens, thoughts and all (their reference pages, read 2026-11-25)."""
-    if teacher.base_url is None or teacher.provider not in ("openai", "anthropic"):
+    if teacher.base_url is None:
         return Amount()
     return Amount(teacher.rates.cost(WILD), WILD.input_tokens + WILD.output_tokens, 0)
 

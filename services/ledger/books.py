@@ -104,12 +104,12 @@ class Books:
         self.excess[lane] = self.excess.get(lane, Excess()).most(account.excess)
         answers = sum(a.answers for a in self.accounts.values() if a.lane == lane)
         excess = reserved(self.excess[lane], answers)
+        done = all(a.held == NOTHING for a in self.accounts.values())  # no call in flight will give money back
         if any(left < 0 and need + held > 0 for left, need, held in zip(free, next_call, account.held, strict=True)):
-            done = all(a.held == NOTHING for a in self.accounts.values())
             return Advance(recalled=True, exhausted=done, excess=excess)
         # Free calls need no money, and are not held up by a budget that is used up.
         if not all(need == 0 or left >= need for left, need in zip(free, next_call, strict=True)):
-            return Advance(exhausted=all(a.held == NOTHING for a in self.accounts.values()), excess=excess)
+            return Advance(exhausted=done, excess=excess)
         if wanted == NOTHING:
             return Advance(excess=excess)
         calls = self._may_fly(account, answers, free)

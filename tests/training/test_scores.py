@@ -31,8 +31,15 @@ def test_the_value_of_a_text(text: str, value: int | Fraction | None) -> None:
 
 
 @given(st.text(alphabet="0123456789+-*/(). ,e_xj", max_size=300))
-def test_no_text_breaks_it(text: str) -> None:
-    value_of(text)
+def test_whatever_the_text_it_is_a_number_or_nothing(text: str) -> None:
+    found = value_of(text)
+    assert found is None or (isinstance(found, Fraction) and any(c.isdigit() for c in text))
+
+
+@given(st.integers(-(10**12), 10**12), st.integers(1, 10**6))
+def test_a_number_is_read_as_it_was_written(whole: int, part: int) -> None:
+    assert value_of(f"So it is {whole:,}.") == whole
+    assert value_of(f"first 7, then {whole} / {part}") == Fraction(whole, part)
 
 
 def test_matches() -> None:

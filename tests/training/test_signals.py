@@ -11,14 +11,14 @@ import yaml
 from conftest import Finished
 from tiny_students import PROMPTS, student
 
-from schemas.errors import LimbeckError
+from schemas.errors import LimbeckError, SpecError
 from schemas.student import TrainingSpec
 from training.checkpoints import held_out
 from training.divergences import top_k
 from training.examples import load_examples
 from training.rows import Collator, rows_for
 from training.signals import Signals, cache_of, capture
-from training.students import pretrained
+from training.students import pretrained, train_tokenizer
 from training.teacher import load_teacher
 from training.trainer import trainer_of
 
@@ -97,3 +97,10 @@ def test_a_training_writes_its_teacher_down_once(command: Command, pairs: Path, 
     assert other.returncode == 2 and "was made with another max_length" in other.stderr
     odd = command("train", spec, "--out", tmp_path / "three", "--set", f"objective.cache={tmp_path}")
     assert odd.returncode == 2 and "no cache of ours" in odd.stderr
+
+
+def test_a_teacher_with_another_vocabulary_is_told_plainly(pairs: Path, tmp_path: Path, ray_cluster: None) -> None:
+    spec = spec_of("llama", pairs, tmp_path)
+    train_tokenizer(["Other words altogether, 1234!"], 300).save_pretrained(tmp_path / "teacher")
+    with pytest.raises(SpecError, match="another vocabulary"):
+        capture(spec, lambda now: None, lambda: False)
