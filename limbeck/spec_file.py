@@ -122,11 +122,10 @@ def resolve_paths(spec: dict[str, Any], folder: Path) -> None:
     lanes = [t for t in teachers if isinstance(t, dict)] if isinstance(teachers, list) else []
     places = [(lane, "model") for lane in lanes if lane.get("provider") == "embedded"]
     students = spec.get("students")
+    if isinstance(students, list) and all(isinstance(one, str) for one in students):
+        students = spec["students"] = {one: one for one in students}
     if isinstance(students, dict):
         places += [(students, name) for name in students]
-    elif isinstance(students, list):
-        spec["students"] = named = {one: one for one in students if isinstance(one, str)}
-        places += [(named, name) for name in named]
     for *parents, last in PATHS:
         here: Any = spec
         for key in parents:

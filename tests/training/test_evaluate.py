@@ -88,6 +88,7 @@ def test_what_a_model_writes_is_escaped(three: dict[str, str], jsonl: Callable[.
     ("change", "told"),
     [
         ({"students": {"x": "/nowhere"}}, "no config.json there"), ({"students": []}, "students"),
+        ({"students": ["a", 1]}, "students"),
         ({"data": {"path": "/nowhere.jsonl"}}, "no such file"), ({"rows": 0}, "rows"),
         ({"seedz": [1]}, "unknown key seedz"),
         ({"k_shot": {"k": 1}}, "k_shot goes with objective icl"),
