@@ -243,32 +243,19 @@ def train(
     """
 
     def work() -> None:
+        from limbeck.progress import TrainingProgress
         from limbeck.spec_file import load_training
 
         loaded = load_training(spec, settings or [])
         from limbeck import jobs
-
-        last = -1
-
-        def watch(now: dict[str, Any]) -> None:
-            nonlocal last
-            if "captured" in now:
-                print(f"teacher written down: {now['captured']}/{now['shards']} shards", file=sys.stderr, flush=True)
-            elif now["step"] != last:
-                last = now["step"]
-                speed = f"{now['tokens_per_second']:,.0f} tokens/s"
-                print(
-                    f"step {last}/{now['steps']}, loss {now['loss']:.3f}, {speed}",
-                    file=sys.stderr,
-                    flush=True,
-                )
 
         stop = StopFlag("finishing the step")
         place = lasting(out)
         if (metrics := jobs.trained(loaded, place)) is not None:
             print("note: this student was trained before: nothing was changed", file=sys.stderr)
         else:
-            metrics = jobs.train(loaded, place, address=address, watch=watch, stopping=stop, ready=stop.install)
+            with TrainingProgress() as watch:
+                metrics = jobs.train(loaded, place, address=address, watch=watch, stopping=stop, ready=stop.install)
         for name, value in metrics.items():
             print(f"{name:18} {value:,.4f}" if isinstance(value, float) else f"{name:18} {value}")
         print(f"{'student':18} {out / 'student'}")

@@ -14,14 +14,16 @@ def evaluate(
     watch: Callable[[int, int], None] = lambda judged, of: None, stopping: Callable[[], bool] = lambda: False,
     ready: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Compare students on held-out rows; `out`/evaluation.html and evaluation.json. Returns what it found, by student:
-    {"metrics": {name: [mean, low, high]}, "samples", "rows", "parameters"}.
+    """Compare students; `out`/evaluation.html and evaluation.json. Of data that some of them learned from, only rows
+    that they held out. Returns what it found, by student: {"metrics": {name: [mean, low, high]}, "samples", "rows",
+    "parameters"}.
 
     `watch` gets (students judged, of). `SpecError` before anything is loaded; `LimbeckError` where a student cannot be
     judged; `Interrupted` where `stopping` says so.
     """
     from training.comparison import compare
     from training.examples import check_data
+    from training.held_out import held_out_by
     from training.students import check_student, check_teacher
 
     with refused_as_spec():
@@ -29,6 +31,7 @@ def evaluate(
         for student in spec.students.values():
             check_student(student, None)
         check_teacher(spec.teacher)
+        held_out_by(spec)
         if Path(out).exists() and not Path(out).is_dir():
             raise SpecError(f"--out {out}: it is a file", "name a folder")
         cluster.check_address(address)

@@ -127,7 +127,7 @@ def _check_training(job: JobSpec, spec: TrainingSpec, rows: int) -> None:
     from training.examples import check_data, needed
     from training.students import check_student, check_teacher
 
-    check_student(spec.student, spec.data)
+    check_student(spec.student, spec.data, spec.max_length)
     check_teacher(spec.teacher)
     data = spec.data or TrainingData()
     if data.path is not None or data.run is not None:
@@ -241,7 +241,7 @@ def train(
     from training.students import check_student, check_teacher
 
     with refused_as_spec():
-        check_student(spec.student, spec.data)
+        check_student(spec.student, spec.data, spec.max_length)
         check_teacher(spec.teacher)
         check_data(spec.data, spec.objective)
         check_cache(spec)

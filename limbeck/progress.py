@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import rich.progress
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -25,13 +27,50 @@ def rate_line(manifest: Manifest, seconds: float, answered_before: int) -> str:
 def student_line(work: Path) -> str:
     """Where the student's training stands, from the file that its first worker writes."""
     try:
-        now: dict[str, Any] = json.loads((work / "train-progress.json").read_text())
+        return training_line(json.loads((work / "train-progress.json").read_text()))
     except (FileNotFoundError, ValueError):
         return "loading, measuring"
-    speed = f"{now['tokens_per_second']:,.0f} tokens/s"
+
+
+def training_line(now: dict[str, Any]) -> str:
+    """What a training says of itself, in words."""
+    if "captured" in now:
+        return f"teacher written down: {now['captured']}/{now['shards']} shards"
+    if "tokenised" in now:
+        return f"{now['tokenised']:,} rows in tokens"
+    speed = f"{now['tokens_per_second']:,.0f} tokens/s" + (f", MFU {now['mfu']:.1%}" if "mfu" in now else "")
     if now["step"] >= now["steps"]:
         return f"trained {now['steps']} steps at {speed}; measuring, saving"
     return f"step {now['step']}/{now['steps']}, loss {now['loss']:.3f}, {speed}"
+
+
+class TrainingProgress:
+    """Use as a context manager, call it with what a training says of itself. Writes to standard error: a bar with the
+    time that is left on a terminal, elsewhere a line for each step that is logged."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"),
+                   TimeRemainingColumn(elapsed_when_finished=False))  # fmt: skip
+        self._bar = rich.progress.Progress(*columns, console=self._console, transient=True)
+        self._task, self._line = self._bar.add_task("loading, measuring", total=None), ""
+
+    def __enter__(self) -> "TrainingProgress":
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, now: dict[str, Any]) -> None:
+        line = training_line(now)
+        if self._console.is_terminal:
+            done, of = (now["step"], now["steps"]) if "step" in now else (now.get("captured", 0), now.get("shards"))
+            self._bar.update(self._task, description=line, completed=done, total=of)
+        elif line != self._line:
+            print(line, file=sys.stderr, flush=True)
+        self._line = line
 
 
 class Progress:

@@ -61,14 +61,21 @@ class Kd(Strict):
         None, description="learn from the teacher's k likeliest tokens; null: from all"
     )
     tail: bool = Field(True, description="what the k do not hold counts as one more token; else k are renormalised")
+    sampled: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        None, description="in place of top_k, with cache: so many tokens drawn from the teacher at tau, without a bias"
+    )
     cache: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="a folder where the teacher's top_k are written once, before the training; null: asked live"
+        None, description="a folder where the teacher's tokens are written once, before the training; null: asked live"
     )
 
     @model_validator(mode="after")
     def _sparse(self) -> "Kd":
-        if self.cache is not None and self.top_k is None:
-            raise ValueError("cache holds the teacher's likeliest tokens: set top_k, as in 64")
+        if self.top_k is not None and self.sampled is not None:
+            raise ValueError("give either top_k or sampled, not both")
+        if self.cache is not None and self.top_k is None and self.sampled is None:
+            raise ValueError("cache holds some of the teacher's tokens: set top_k, as in 64, or sampled")
+        if self.sampled is not None and self.cache is None:
+            raise ValueError("sampled goes with cache: a teacher that is asked live can be learned from whole")
         return self
 
 

@@ -1,11 +1,12 @@
 """The training spec: a student, what it learns from, and how."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from schemas.lane import Strict
-from schemas.objective import OBJECTIVE_NAMES, AnyObjective, Sft, objective_of, teaches
+from schemas.objective import OBJECTIVE_NAMES, AnyObjective, Sft, objective_of, samples, teaches
 from schemas.recipes import RECIPES, with_recipe
 
 
@@ -130,6 +131,12 @@ class TrainingSpec(Strict):
         "and with any objective whom the student is compared with",
     )
     workers: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="processes that train together")
+    min_workers: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="go on with as few where machines are lost or not free yet; null: all of workers are needed"
+    )
+    sharding: bool = Field(
+        False, description="each worker holds a share of the weights (FSDP2); not where responses are sampled"
+    )
     epochs: Annotated[float, Field(gt=0, le=1_000_000)] = Field(1, description="passes over the pairs")
     steps: Annotated[int, Field(ge=1, le=10**9)] | None = Field(None, description="how many, instead of epochs")
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(8, description="rows at a time, per worker")
@@ -149,6 +156,7 @@ class TrainingSpec(Strict):
     packing: bool = Field(True, description="several pairs in one row; not where responses are sampled")
     bucketing: bool = Field(False, description="rows of like length side by side, where they are not packed")
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the pairs that is held out")
+    eval_rows: Annotated[int, Field(ge=1, le=10**9)] = Field(1000, description="held out at the most")
     checkpoints: Checkpoints = Checkpoints()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the split, of new weights and of the order")
 
@@ -168,6 +176,23 @@ class TrainingSpec(Strict):
             raise ValueError("lora goes with a student that has learned something, not with one from scratch")
         if teaches(self.objective) and self.teacher is None:
             raise ValueError(f"objective {self.objective.name!r} learns from a teacher: set teacher")
+        return self
+
+    @model_validator(mode="after")
+    def _splits(self) -> "TrainingSpec":
+        if self.sharding and samples(self.objective):
+            raise ValueError("sharding goes with responses that are given: sampling them needs whole weights")
+        if self.min_workers is None:
+            return self
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+        batches = self.workers * self.accumulation
+        if odd := [n for n in range(self.min_workers, self.workers) if batches % n]:
+            least = math.lcm(*range(self.min_workers, self.workers + 1)) // self.workers
+            raise ValueError(
+                f"a step's {batches} batches (workers x accumulation) cannot be shared out over {odd[0]} workers: set "
+                f"accumulation to a multiple of {least}, so that a step is the same with any number of them"
+            )
         return self
 
     @field_validator("student", mode="before")

@@ -71,14 +71,14 @@ class Limbeck:
             check=False,
         )
 
-    def start(self, *arguments: Any, **options: Any) -> "subprocess.Popen[str]":
+    def start(self, *arguments: Any, environment: Any = (), **options: Any) -> "subprocess.Popen[str]":
         """In a process group of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", "limbeck.cli", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=self.environment,
+            env={**self.environment, **dict(environment)},
             cwd=ROOT,
             start_new_session=True,
             **options,

@@ -3,13 +3,16 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
+from schemas.errors import LimbeckError
 from schemas.student import Checkpoints
 from training.rollout import Rollouts
 
@@ -38,6 +41,20 @@ def held_out(history: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
     return [(line["step"], line["eval_loss"]) for line in history if "eval_loss" in line]
 
 
+@contextmanager
+def written(what: str) -> Iterator[None]:
+    """A file that cannot be written is told with what goes on from there. torch and safetensors have errors of their
+    own for a full disk."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise LimbeckError(
+            f"{what} could not be written: {line}",
+            "make room, then run the same command: it goes on from the last checkpoint that is whole",
+        ) from None
+
+
 class Saving(transformers.TrainerCallback):  # type: ignore[misc]
     """Decides at each step, alike on all workers, whether to save, to evaluate, and to stop.
 
@@ -46,10 +63,9 @@ class Saving(transformers.TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, spec: Checkpoints, wished: Callable[[], bool], rollouts: Rollouts | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
-        self._spec, self._wished, self._rollouts, self._clock = spec, wished, rollouts, clock
+        self, spec: Checkpoints, wished: Callable[[], bool], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._spec, self._wished, self._clock = spec, wished, clock
         self._saved_at = clock()
         self.was_stopped = False
 
@@ -78,12 +94,8 @@ class Saving(transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._saved_at = self._clock()
-        place = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        if self._rollouts is not None:
-            (place / f"rollouts-{args.process_index}.json").write_text(json.dumps(self._rollouts.state()))
-        _anywhere([True], args.device)  # a barrier: only what all have written is whole
-        if args.process_index == 0:
-            (place / WHOLE).touch()
+        if args.process_index == 0:  # all have written their part: see `TokenTrainer._save_checkpoint`
+            Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE).touch()
             self._prune(Path(args.output_dir), state)
 
     def _prune(self, place: Path, state: Any) -> None:
@@ -93,6 +105,11 @@ class Saving(transformers.TrainerCallback):  # type: ignore[misc]
         for checkpoint in found:
             if checkpoint not in kept and str(checkpoint) != state.best_model_checkpoint:
                 shutil.rmtree(checkpoint)
+
+
+def keep(rollouts: Rollouts, checkpoint: Path, worker: int) -> None:
+    """Write the sampled responses that are still to be learned from."""
+    (checkpoint / f"rollouts-{worker}.json").write_text(json.dumps(rollouts.state()))
 
 
 def restore(rollouts: Rollouts, checkpoint: Path) -> None:

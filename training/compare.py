@@ -12,7 +12,8 @@ from schemas.evaluation import EvaluationSpec
 from training.aligned import aligned
 from training.divergences import forward_kl, reverse_kl, wide
 from training.evaluate import batches, responses, rouge_l
-from training.examples import Pair, load_examples
+from training.examples import Pair, stream_examples
+from training.held_out import held_out_by, held_out_numbers
 from training.kshot import in_context
 from training.rows import TokenRow, token_rows
 from training.scores import Interval, calibration_error, distinct, exact_match, interval, value_match
@@ -48,10 +49,13 @@ def judged(spec: EvaluationSpec, name: str) -> dict[str, Any]:
 
 
 def chosen(spec: EvaluationSpec, student: Student) -> tuple[list[Pair], list[TokenRow]]:
-    """What is asked, drawn by seed, and its rows of tokens; too long prompts are left out."""
-    examples = load_examples(spec.data, spec.objective)
-    picked = sorted(random.Random(spec.seed).sample(range(len(examples)), min(spec.rows, len(examples))))
-    asked = [examples[i][0] for i in picked]
+    """What is asked, drawn by seed, and its rows of tokens; too long prompts are left out, and rows that a student
+    has learned."""
+    count = sum(1 for _ in stream_examples(spec.data, spec.objective))
+    kept = held_out_by(spec)
+    numbers = range(count) if kept is None else sorted(held_out_numbers(count, kept.fraction, kept.seed, kept.rows))
+    picked = set(random.Random(spec.seed).sample(numbers, min(spec.rows, len(numbers))))
+    asked = [example[0] for n, example in enumerate(stream_examples(spec.data, spec.objective)) if n in picked]
     found = [
         (pair, rows[0])
         for pair in asked

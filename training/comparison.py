@@ -8,6 +8,7 @@ from typing import Any
 
 from schemas.errors import Interrupted, LimbeckError
 from schemas.evaluation import EvaluationSpec
+from training.held_out import held_out_by
 from training.loop import outcome_of
 
 POLL_S = 0.5
@@ -100,7 +101,8 @@ def page(spec: EvaluationSpec, found: dict[str, dict[str, Any]]) -> str:
         line["written"] = [_written(one, line["prompt"]) for one in found.values()]
     return template.render(
         students=students, rows=max(one["rows"] for one in found.values()), data=spec.data.path or spec.data.run,
-        teacher=spec.teacher, metrics=[_bars(name, found) for name in names], samples=asked,
+        held_out=held_out_by(spec) is not None, teacher=spec.teacher, samples=asked,
+        metrics=[_bars(name, found) for name in names],
     )  # fmt: skip
 
 

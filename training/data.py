@@ -30,8 +30,8 @@ def data_digest(data: TrainingData) -> str:
 
 
 def files_digest(paths: Iterable[Path]) -> str:
-    """SHA-256 of names, sizes and times."""
-    stats = ((str(path), path.stat()) for path in paths)
+    """SHA-256 of names, sizes and times; from whichever folder they are named."""
+    stats = ((str(path.resolve()), path.stat()) for path in paths)
     return hashlib.sha256(repr([(name, s.st_size, s.st_mtime_ns) for name, s in stats]).encode()).hexdigest()
 
 

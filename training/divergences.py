@@ -14,9 +14,10 @@ from torch.nn.functional import log_softmax
 
 
 class TopK(NamedTuple):
-    """The k likeliest tokens of a teacher at n positions, as a cache keeps them.
+    """Some tokens of a teacher at n positions, as a cache keeps them.
 
-    ids (n, k); log_probs (n, k) at temperature 1, descending. What the k do not hold is the tail.
+    ids (n, k); log_probs (n, k). The k likeliest: at temperature 1, descending, and what they do not hold is the tail.
+    Drawn ones: at the temperature they were drawn at; one may stand there more than once.
     """
 
     ids: Tensor
@@ -86,6 +87,20 @@ def top_k_distillation(teacher: TopK, student: Tensor, tau: float, tail: bool) -
     p = log_softmax(p.masked_fill(~counts, float("-inf")), -1)
     q = torch.cat([known, _left_over(known)[0]], -1)
     return tau**2 * torch.where(counts, p.exp() * (p - q), 0.0).sum(-1)
+
+
+def drawn(logits: Tensor, count: int, tau: float, generator: torch.Generator) -> TopK:
+    """`count` tokens drawn from each of (n, vocabulary) logits at temperature tau, with replacement."""
+    log_probs = log_softmax(wide(logits) / tau, -1)
+    ids = torch.multinomial(log_probs.exp(), count, replacement=True, generator=generator)
+    return TopK(ids, log_probs.gather(-1, ids))
+
+
+def drawn_distillation(teacher: TopK, student: Tensor, tau: float) -> Tensor:
+    """`distillation` as the mean over tokens drawn from the teacher at tau, shape (n,). Its expectation, and that of
+    its gradient, are those of the whole vocabulary (Random Sampling KD, arXiv 2503.16870, section 4)."""
+    q = log_softmax(wide(student) / tau, -1).gather(-1, teacher.ids)
+    return tau**2 * (wide(teacher.log_probs).detach() - q).mean(-1)
 
 
 def _left_over(log_probs: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,7 @@
 """From rows of a training set to what a student reads and writes, as each objective wants it."""
 
-import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,17 +54,17 @@ def check_data(data: TrainingData | None, objective: AnyObjective) -> None:
         raise SpecError("data is required", "data: {path: pairs.jsonl} or data: {run: RUN}")
     _require_two(sum(1 for _ in _examples(data, objective)))
     if (lm := language_modelling(objective)) is not None:
-        load_text(lm)
+        deque(stream_text(lm), maxlen=0)
 
 
-def load_examples(data: TrainingData, objective: AnyObjective) -> list[Example]:
-    """All examples of a dataset. `SpecError` for a missing file, an absent field, or no rows."""
-    found, seen = [], Counter[str]()
+def stream_examples(data: TrainingData, objective: AnyObjective) -> Iterator[Example]:
+    """The examples of a dataset, one after the other. `SpecError` for a missing file, an absent field, or fewer than
+    two rows."""
+    seen = Counter[str]()
     for example in _examples(data, objective):
         seen[example[0].record] += 1
-        found.append(_again(example, seen[example[0].record]))
-    _require_two(len(found))
-    return found
+        yield _again(example, seen[example[0].record])
+    _require_two(seen.total())
 
 
 def _again(example: Example, time: int) -> Example:
@@ -191,27 +190,17 @@ def language_modelling(objective: AnyObjective) -> LanguageModelling | None:
     return found
 
 
-def load_text(lm: LanguageModelling, seq2seq: bool = False) -> list[Pair]:
+def stream_text(lm: LanguageModelling, seq2seq: bool = False) -> Iterator[Pair]:
     """The texts of an objective's language-modelling term. `SpecError` as for any training set.
 
     An encoder-decoder reads the first half of a text and learns to write the second (prefix language modelling).
     """
-    data = TrainingData(path=lm.path)
-    found = []
-    for where, row in raw_rows(data, [lm.field]):
+    number = -1
+    for number, (where, row) in enumerate(raw_rows(TrainingData(path=lm.path), [lm.field])):
         value = row.get(lm.field)
         if not isinstance(value, str) or not value.strip():
             raise SpecError(f"objective.lm: {where}: no text in field {lm.field!r}", "name its column in lm.field")
-        middle = value.find(" ", len(value) // 2) if seq2seq else 0
-        found.append(Pair(value[: max(0, middle)], value[max(0, middle) :], f"text {len(found)}", TEXT))
-    if not found:
+        middle = max(0, value.find(" ", len(value) // 2)) if seq2seq else 0
+        yield Pair(value[:middle], value[middle:], f"text {number}", TEXT)
+    if number < 0:
         raise SpecError(f"objective.lm: {lm.path} is empty", "name a file with text")
-    return found
-
-
-def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(training, held out): at least one of each, drawn by seed."""
-    order = list(range(len(examples)))
-    random.Random(seed).shuffle(order)
-    held = min(len(examples) - 1, max(1, round(fraction * len(examples))))
-    return [examples[i] for i in sorted(order[held:])], [examples[i] for i in sorted(order[:held])]

@@ -1,6 +1,6 @@
 """A student together with what it is trained by: one module whose output is the loss of a micro-batch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -77,6 +77,10 @@ class Learner(nn.Module):
         self.names = [term.name for term in terms]
         sums = [term.weight * term.values.sum() / counts[COUNTS.index(term.per)].clamp(min=1) for term in terms]
         return torch.stack(sums)
+
+    def within(self, work: Callable[[], Any]) -> Any:
+        """Do `work`, which runs the model past `forward`: weights that are shared out are gathered for it."""
+        return work()
 
     def view(self, batch: dict[str, Tensor], progress: float = 0.0) -> View:
         """What the objective sees of a batch."""

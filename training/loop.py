@@ -14,7 +14,10 @@ from schemas.student import TRAINED_ON, TrainingSpec
 
 POLL_S = 0.5
 TRAINER = "trainer"  # where a training's checkpoints are, below its working directory
+ROWS = "rows"  # its data in tokens, below that
 START_TIMEOUT_S = "180"  # a worker imports torch and transformers first: 10 to 20 s here, with every core busy
+# Where fewer workers do: for some seconds after a machine is lost Ray still counts on it, and waits this long in vain.
+ELASTIC_TIMEOUT_S = "60"
 
 
 def fit(
@@ -28,7 +31,8 @@ def fit(
     """
     import os
 
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
+    patience = START_TIMEOUT_S if spec.min_workers is None else ELASTIC_TIMEOUT_S
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", patience)
     import ray.train
 
     from training.signals import cache_of, capture
@@ -38,12 +42,12 @@ def fit(
     for stale in ("train-stop", "train-progress.json", "train-error.json"):
         (work / stale).unlink(missing_ok=True)
     shutil.rmtree(work / "student", ignore_errors=True)
-    if cache_of(spec) is not None and not capture(spec, watch, stopping):
+    if cache_of(spec) is not None and not capture(spec, work / TRAINER / ROWS, watch, stopping):
         raise Interrupted("interrupted while the teacher was written down", "run the same command to go on")
     trainer = _trainer_class(outlives_us)(
         train_worker,
         train_loop_config={"spec": spec.model_dump(mode="json", by_alias=True), "work": str(work)},
-        scaling_config=_scaling(spec.workers),
+        scaling_config=_scaling(spec.workers, spec.min_workers),
         run_config=ray.train.RunConfig(
             name=f"student-{time.time_ns()}", storage_path=str(work / "ray_train"),
             failure_config=ray.train.FailureConfig(max_failures=spec.checkpoints.restarts),
@@ -99,17 +103,18 @@ def check_workers(workers: int) -> None:
         raise SpecError(f"train.workers: {workers}, the cluster has {gpus} GPUs", "set workers lower")
 
 
-def _scaling(workers: int) -> Any:
+def _scaling(workers: int, least: int | None) -> Any:
     """All cores and GPUs of the cluster, shared out evenly. Ray would otherwise leave each worker one thread."""
     import ray
     import ray.train
 
-    check_workers(workers)
+    check_workers(least or workers)
     have = ray.cluster_resources()
     gpus = bool(have.get("GPU"))
     cores = max(1.0, have.get("CPU", 1) // workers)
     cores = min(cores, have.get("CPU", 1) / workers)
-    return ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": cores})
+    count = workers if least is None or least == workers else (least, workers)
+    return ray.train.ScalingConfig(num_workers=count, use_gpu=gpus, resources_per_worker={"CPU": cores})
 
 
 def _fitted(trainer: Any, work: Path, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]) -> None:

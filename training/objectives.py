@@ -14,7 +14,16 @@ from torch.nn.functional import cosine_similarity, cross_entropy, log_softmax
 
 from schemas.objective import Gkd, Hidden, Icl, Kd, MiniLLM, Sft, StepByStep
 from training.aligned import Aligned
-from training.divergences import TopK, distillation, generalized_jsd, reverse_kl, top_k, top_k_distillation, wide
+from training.divergences import (
+    TopK,
+    distillation,
+    drawn_distillation,
+    generalized_jsd,
+    reverse_kl,
+    top_k,
+    top_k_distillation,
+    wide,
+)  # fmt: skip
 from training.examples import MAIN, SECOND, TEXT
 
 
@@ -108,7 +117,9 @@ def kd(spec: Kd | Hidden, view: View) -> list[Term]:
     """alpha CE + beta tau^2 KL(teacher || student)."""
     student = view.student.logits
     k, tail = (spec.top_k, spec.tail) if isinstance(spec, Kd) else (None, True)
-    if view.cached is not None:
+    if view.cached is not None and isinstance(spec, Kd) and spec.sampled is not None:
+        divergence = drawn_distillation(view.cached, student, spec.tau)
+    elif view.cached is not None:
         divergence = top_k_distillation(view.cached, student, spec.tau, tail)
     elif k is not None:
         divergence = top_k_distillation(top_k(view.teacher_logits, k), student, spec.tau, tail)

@@ -1,8 +1,11 @@
 """From pairs of text to rows of tokens, to packed rows, to batches of tensors. Losses are on responses alone."""
 
+import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from schemas.objective import Icl
 from schemas.student import TrainingSpec
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from training.signals import Signals
 
 IGNORED = -100  # label of a token without a loss
+NEAR = 16  # rooms that are looked at when a bin is chosen for a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +50,21 @@ def prompt_text(pair: Pair, tokenizer: Any, template: str | None) -> str:
 
 
 def token_rows(
-    pairs: Sequence[Pair],
-    tokenizer: Any,
-    max_length: int,
-    template: str | None,
-    seq2seq: bool,
+    pairs: Sequence[Pair], tokenizer: Any, max_length: int, template: str | None, seq2seq: bool,
     cut_prompts: bool = False,
-) -> tuple[list[TokenRow], int]:
+) -> tuple[list[TokenRow], int]:  # fmt: skip
     """(rows, pairs left out because the prompt alone fills `max_length`). A long response is cut at its end; a long
     prompt at its beginning where `cut_prompts`, as befits one whose demonstrations come first."""
+    if not pairs:
+        return [], 0
+    texts = [prompt_text(pair, tokenizer, template) for pair in pairs]
+    prompts = tokenizer(texts, add_special_tokens=template is None and seq2seq)["input_ids"]
+    responses = tokenizer([pair.response for pair in pairs], add_special_tokens=False)["input_ids"]
     rows, left_out = [], 0
-    special = template is None
-    for pair in pairs:
-        prompt = tokenizer(prompt_text(pair, tokenizer, template), add_special_tokens=special and seq2seq)["input_ids"]
-        response = tokenizer(pair.response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        about = (pair.record, pair.task, pair.weight)
-        if cut_prompts:
-            prompt = prompt[-max(1, max_length - (0 if seq2seq else len(response))) :]
+    for pair, asked, answered in zip(pairs, prompts, responses, strict=True):
+        response = [*answered, tokenizer.eos_token_id]
+        room = max(1, max_length - (0 if seq2seq else len(response)))
+        prompt, about = asked[-room:] if cut_prompts else asked, (pair.record, pair.task, pair.weight)
         if seq2seq:
             rows.append(TokenRow(prompt[:max_length], response[:max_length], *about))
         elif len(prompt) >= max_length:
@@ -85,27 +87,58 @@ def predicted(row: TokenRow, seq2seq: bool) -> int:
     return sum(label != IGNORED for label in (row.labels if seq2seq else row.labels[1:]))
 
 
-def pack(rows: Sequence[TokenRow], max_length: int, seq2seq: bool) -> list[list[TokenRow]]:
-    """Bins of rows, first fit by falling length: at most `max_length` tokens, and so many of labels, in each.
+def sizes_of(rows: Sequence[TokenRow]) -> np.ndarray:
+    """(rows, 2): the tokens that a model reads, and those with a loss."""
+    found: np.ndarray | None = getattr(rows, "sizes", None)
+    if found is not None:
+        return found
+    return np.array([(len(row.input_ids), row.trained_tokens) for row in rows]).reshape(-1, 2)
 
+
+def pack(sizes: np.ndarray, max_length: int) -> list[list[int]]:
+    """Bins of numbers of rows of such `sizes`, best fit by falling length: at most `max_length` tokens that are read,
+    and so many with a loss, in each.
+
+    A bin with the least room that is enough is looked for among `NEAR` rooms, so that a million rows take seconds.
     The collator keeps the rows of a bin apart: by positions that start again, or by masks in an encoder-decoder.
     """
-    bins: list[list[TokenRow]] = []
-    room: list[tuple[int, int]] = []
-    open_from = 0  # bins before this one are full
-    for row in sorted(rows, key=lambda r: -max(len(r.input_ids), len(r.labels))):
-        size, more = len(row.input_ids), len(row.labels) if seq2seq else 0
-        fits = (i for i in range(open_from, len(bins)) if room[i][0] >= size and room[i][1] >= more)
-        at = next(fits, None)
-        if at is None:
-            at = len(bins)
+    bins: list[list[int]] = []
+    learned: list[int] = []  # room for tokens with a loss, of each bin
+    rooms: list[int] = []  # of bins that are open, ascending
+    with_room: dict[int, list[int]] = {}
+    read, answered = sizes.T.tolist()
+    for number in np.argsort(-sizes.max(-1), kind="stable").tolist():
+        size, more = read[number], answered[number]
+        first = bisect.bisect_left(rooms, size)
+        room = next((r for r in rooms[first : first + NEAR] if learned[with_room[r][-1]] >= more), None)
+        if room is None:
+            at, room = len(bins), max_length
             bins.append([])
-            room.append((max_length, max_length))
-        bins[at].append(row)
-        room[at] = (room[at][0] - size, room[at][1] - more)
-        while open_from < len(bins) and min(room[open_from]) < 1:
-            open_from += 1
+            learned.append(max_length)
+        else:
+            at = with_room[room].pop()
+            if not with_room[room]:
+                del with_room[room], rooms[bisect.bisect_left(rooms, room)]
+        bins[at].append(number)
+        learned[at] -= more
+        if (left := room - size) > 0 and learned[at] > 0:
+            if left not in with_room:
+                bisect.insort(rooms, left)
+            with_room.setdefault(left, []).append(at)
     return bins
+
+
+class Bins(Sequence[Bin]):
+    """Rows in bins, by their numbers; read when they are asked for. Each row alone where `numbers` is None."""
+
+    def __init__(self, rows: Sequence[TokenRow], numbers: Sequence[Sequence[int]] | None = None) -> None:
+        self._rows, self._numbers = rows, numbers
+
+    def __len__(self) -> int:
+        return len(self._rows if self._numbers is None else self._numbers)
+
+    def __getitem__(self, at: Any) -> Any:
+        return [self._rows[number] for number in ([at] if self._numbers is None else self._numbers[at])]
 
 
 class Collator:

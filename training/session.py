@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,25 @@ from schemas.errors import LimbeckError
 from schemas.objective import samples
 from schemas.student import TrainingSpec
 from training.adapters import attach, merge
-from training.checkpoints import held_out
+from training.checkpoints import held_out, written
 from training.curve import draw_curve
 from training.evaluate import divergences, held_out_loss, held_out_rouge
-from training.examples import Example, Pair, language_modelling, load_examples, load_text, split
-from training.loop import TRAINER, use_assigned_cores
-from training.rows import TokenRow, rows_for
+from training.examples import Pair
+from training.loop import ROWS, TRAINER, use_assigned_cores
+from training.rows import TokenRow, rows_for, sizes_of
 from training.signals import cache_of
 from training.speed import peak_of, training_flops
+from training.store import load, prepare
 from training.students import Student, load_student
 from training.teacher import Teacher, load_teacher
 from training.trainer import passes, trainer_of
+
+
+def tell(work: Path, progress: dict[str, Any]) -> None:
+    """Leave word for the driver of how far a training is."""
+    new = work / "train-progress.new"
+    new.write_text(json.dumps(progress))
+    new.replace(work / "train-progress.json")
 
 
 class Report(transformers.TrainerCallback):  # type: ignore[misc]
@@ -47,10 +55,7 @@ class Report(transformers.TrainerCallback):  # type: ignore[misc]
         if "loss" in numbers:
             speed = self.speed(state)
             numbers |= speed
-            line = {"step": state.global_step, "steps": state.max_steps, "loss": numbers["loss"], **speed}
-            new = self._work / "train-progress.new"
-            new.write_text(json.dumps(line))
-            new.replace(self._work / "train-progress.json")
+            tell(self._work, {"step": state.global_step, "steps": state.max_steps, "loss": numbers["loss"], **speed})
         if self._board is not None:
             for name, number in numbers.items():
                 self._board.add_scalar(name, number, state.global_step)
@@ -70,60 +75,61 @@ class Session:
     def __init__(self, spec: TrainingSpec, work: Path) -> None:
         self.spec, self.work = spec, work
         self.rank = ray.train.get_context().get_world_rank()
+        self._whole: dict[str, torch.Tensor] = {}  # the weights of a student that was shared out
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         use_assigned_cores()
 
     def run(self) -> None:
-        spec = self.spec
-        assert spec.data is not None
-        learn, held = split(load_examples(spec.data, spec.objective), spec.eval_fraction, spec.seed)
-        texts = (text for example in learn for pair in example for text in (pair.prompt, pair.response))
-        student = self._student(texts)
+        spec, place = self.spec, self.work / TRAINER / ROWS
+        self._first(lambda: self._prepare(place))
+        data = load(spec, place)
+        student = load_student(spec.student, data.tokenizer, spec.seed, spec.max_length)
         teacher = load_teacher(spec.teacher, student) if spec.teacher and cache_of(spec) is None else None
-        rows, left_out = self._rows(student, [pair for example in learn for pair in example])
-        asked, held_rows, more_left_out = self._held_out(student, held)
-        if not rows or not held_rows:
-            raise LimbeckError(f"no prompt is shorter than max_length {spec.max_length}", "raise max_length")
+        held, _ = rows_for(spec, data.held, student.tokenizer, student.seq2seq)
         metrics: dict[str, Any] = {
-            "objective": spec.objective.name, "parameters": student.model.num_parameters(), "rows_train": len(rows),
-            "rows_eval": len(held_rows), "rows_too_long": left_out + more_left_out, "epochs": spec.epochs,
-            "rows_cut": sum(row.labels[-1] != student.tokenizer.eos_token_id for row in rows),
+            "objective": spec.objective.name, "parameters": student.model.num_parameters(), **data.counts,
+            "epochs": spec.epochs,
         }  # fmt: skip
-        if (lm := language_modelling(spec.objective)) is not None:
-            rows += self._rows(student, load_text(lm, student.seq2seq))[0]
         adapters = attach(student, spec.lora) if spec.lora is not None else None
-        self._measure_once(metrics, student, teacher, asked, held_rows)
-        history = self._train(student, teacher, rows, held_rows, metrics)
+        self._measure_once(metrics, student, teacher, data.held, held)
+        history = self._train(student, teacher, data.learn, held, metrics)
         if history is None:
             return  # stopped by the user: whoever stops does not want to wait for its measurement
+        if spec.sharding:
+            adapters = self._gather(student)
         if adapters is not None:
             merge(student, adapters)
-        self._measure("after", metrics, student, teacher, asked, held_rows)
+        self._measure("after", metrics, student, teacher, data.held, held)
         if self.rank == 0:
             self._save(student, metrics, history)
-        ray.train.report({name: value for name, value in metrics.items() if isinstance(value, int | float)})
 
-    def _student(self, texts: Iterable[str]) -> Student:
-        """The student before its training; `LimbeckError` where it cannot read what the spec gives it."""
-        spec = self.spec
-        assert spec.data is not None
-        student = load_student(spec.student, texts, spec.seed, spec.teacher)
-        if spec.data.template and not student.tokenizer.chat_template:
-            raise LimbeckError("data.template: chat, but the student's tokenizer has none", "leave template out")
-        most = getattr(student.model.config, "max_position_embeddings", None)
-        if most is not None and spec.max_length > most:
-            raise LimbeckError(f"max_length: {spec.max_length}, the student reads {most} tokens", "lower max_length")
-        return student
+    def _gather(self, student: Student) -> Any:
+        """Put a student together again whose weights were shared out, on rank 0; its adapters, where it has some."""
+        if self.rank != 0:
+            return None
+        made = load_student(self.spec.student, student.tokenizer, self.spec.seed, self.spec.max_length)
+        adapters = attach(made, self.spec.lora) if self.spec.lora is not None else None
+        made.model.load_state_dict(self._whole)
+        student.model = made.model
+        return adapters
 
-    def _rows(self, student: Student, pairs: Sequence[Pair]) -> tuple[list[TokenRow], int]:
-        return rows_for(self.spec, pairs, student.tokenizer, student.seq2seq)
+    def _first(self, work: Callable[[], None]) -> None:
+        """What rank 0 does while the others wait; its error is everyone's."""
+        refusals: list[tuple[str, str] | None] = [None]
+        if self.rank == 0:
+            try:
+                work()
+            except LimbeckError as error:
+                refusals = [(error.message, error.hint)]
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast_object_list(refusals, src=0)
+        if refusals[0] is not None:
+            raise LimbeckError(*refusals[0])
 
-    def _held_out(self, student: Student, held: Sequence[Example]) -> tuple[list[Pair], list[TokenRow], int]:
-        """(what is asked, its rows, how many were too long): loss and ROUGE-L are of the same rows."""
-        asked = [example[0] for example in held]
-        fitting = [pair for pair in asked if self._rows(student, [pair])[0]]
-        return fitting, self._rows(student, fitting)[0], len(asked) - len(fitting)
+    def _prepare(self, place: Path) -> None:
+        with written("the rows in tokens"):
+            prepare(self.spec, place, lambda examples: tell(self.work, {"tokenised": examples}))
 
     def _measure_once(self, metrics: dict[str, Any], *what: Any) -> None:
         """What the untrained student is worth: kept for a training that is resumed, whose student is trained."""
@@ -158,14 +164,15 @@ class Session:
             metrics[f"forward_kl_{when}"], metrics[f"reverse_kl_{when}"] = forward, reverse
 
     def _train(
-        self, student: Student, teacher: Teacher | None, rows: list[TokenRow], held: list[TokenRow],
+        self, student: Student, teacher: Teacher | None, rows: Sequence[TokenRow], held: list[TokenRow],
         metrics: dict[str, Any],
     ) -> list[dict[str, Any]] | None:  # fmt: skip
         """The trainer's log; None where the user stopped it."""
         spec = self.spec
-        tokens = sum(len(row.input_ids) + (len(row.labels) if student.seq2seq else 0) for row in rows)
+        sizes, workers = sizes_of(rows), ray.train.get_context().get_world_size()
+        tokens = int(sizes.sum() if student.seq2seq else sizes[:, 0].sum())
         peak = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-        report = Report(self.work, tokens, training_flops(student.model, rows), peak and peak * spec.workers)
+        report = Report(self.work, tokens, training_flops(student.model, sizes), peak and peak * workers)
         if teacher is not None and torch.cuda.is_available():
             teacher.model.to("cuda")
         trainer = trainer_of(
@@ -175,6 +182,7 @@ class Session:
         report.passes = passes(spec, len(trainer.train_dataset))
         started = time.monotonic()
         trainer.go_on()
+        self._whole = trainer.weights() if spec.sharding else {}
         metrics.update(
             steps=trainer.state.global_step, train_seconds=round(time.monotonic() - started, 3),
             packed=spec.packing and not samples(spec.objective), **report.speed(trainer.state),
@@ -188,6 +196,10 @@ class Session:
 
     def _save(self, student: Any, metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
         """Rank 0 writes the model, its metrics and its curve, aside; the driver moves them into place."""
+        with written("the student"):
+            self._write(student, metrics, history)
+
+    def _write(self, student: Any, metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
         place = self.work / "student"
         shutil.rmtree(place, ignore_errors=True)
         student.model.save_pretrained(place)

@@ -1,4 +1,5 @@
-"""A teacher's likeliest tokens, written down once: capture by Ray actors, lookup by record while a student learns.
+"""A teacher's likeliest tokens, or some drawn from it, written down once: capture by Ray actors, lookup by record
+while a student learns.
 
 A cache is a folder of parquet shards, one row for each row of the training set, beside `about.json`, which says what
 it was made of. 8 bytes for each of the k tokens of a position: 512 of them at k = 64, before compression.
@@ -47,6 +48,7 @@ def made_of(spec: TrainingSpec) -> dict[str, Any]:
         "teacher": spec.teacher, "weights": named_weights_digest([spec.teacher]), "data": data_digest(spec.data),
         "fields": dict(spec.data.fields), "template": spec.data.template, "max_length": spec.max_length,
         "tokenizer": spec.teacher if isinstance(source, FromScratch) else source, "top_k": spec.objective.top_k,
+        "sampled": spec.objective.sampled and [spec.objective.sampled, spec.objective.tau],
     }  # fmt: skip
 
 
@@ -68,10 +70,13 @@ def check_cache(spec: TrainingSpec) -> None:
         )
 
 
-def capture(spec: TrainingSpec, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]) -> bool:
+def capture(
+    spec: TrainingSpec, store: Path, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]
+) -> bool:
     """Write down what the teacher says of all rows, on the Ray cluster that is connected; whether it is all there.
 
-    Shards that are there are kept, so a pass that was ended goes on.
+    The rows in tokens are written to `store` first, for the training that follows. Shards that are there are kept, so
+    a pass that was ended goes on.
     """
     import ray
 
@@ -81,11 +86,13 @@ def capture(spec: TrainingSpec, watch: Callable[[dict[str, Any]], None], stoppin
     (place / ABOUT).write_text(json.dumps(made_of(spec), indent=2) + "\n")
     for part in place.glob("*.new"):
         part.unlink()
+    told = spec.model_dump(mode="json", by_alias=True)
+    outcome_of(ray.remote(max_retries=2, num_cpus=1)(_prepare).remote(told, store))
     share = {"num_cpus": ray.cluster_resources().get("CPU", 1) // workers or 1}
     if ray.cluster_resources().get("GPU"):
         share["num_gpus"] = 1
     actor = ray.remote(max_restarts=2, max_task_retries=2, **share)(_Capture)
-    actors = [actor.remote(spec.model_dump(mode="json", by_alias=True)) for _ in range(workers)]
+    actors = [actor.remote(told, store) for _ in range(workers)]
     try:
         shards = outcome_of(actors[0].shards.remote())
         missing = [number for number in range(shards) if not _shard(place, number).exists()]
@@ -108,40 +115,42 @@ def _shard(place: Path, number: int) -> Path:
     return place / f"top-k-{number:05d}.parquet"
 
 
+def _prepare(spec: dict[str, Any], store: Path) -> None:
+    from training.store import prepare
+
+    prepare(TrainingSpec.model_validate(spec), store)
+
+
 class _Capture:
     """One worker: it has loaded the teacher, and writes shards."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], store: Path) -> None:
         self._refusal: LimbeckError | None = None
         try:
-            self._load(spec)
+            self._load(spec, store)
         except LimbeckError as error:  # raised by the methods: of an actor that fails to start Ray keeps a text alone
             self._refusal = error
 
-    def _load(self, spec: dict[str, Any]) -> None:
+    def _load(self, spec: dict[str, Any], store: Path) -> None:
         import torch
 
-        from training.examples import load_examples
-        from training.rows import Collator, rows_for
-        from training.students import pretrained, tokenizer_of
+        from training.rows import Collator
+        from training.store import load
+        from training.students import pretrained
         from training.teacher import Teacher, shared_vocabulary
 
         use_assigned_cores()
         self.spec = TrainingSpec.model_validate(spec)
-        assert self.spec.teacher is not None and isinstance(self.spec.objective, Kd) and self.spec.objective.top_k
-        self._place, self._k = cache_of(self.spec), self.spec.objective.top_k
+        assert self.spec.teacher is not None
+        self._place = cache_of(self.spec)
         found = pretrained(self.spec.teacher, "teacher")
-        ours = found.tokenizer
-        if not isinstance(self.spec.student, FromScratch):
-            source = self.spec.student
-            ours = tokenizer_of(source.source if isinstance(source, LayerCut) else source)
+        data = load(self.spec, store)
+        ours = data.tokenizer
         size = shared_vocabulary(found.tokenizer, ours, self.spec.teacher)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = found.model.eval().requires_grad_(False).to(device)
         self._teacher = Teacher(model, min(size, model.config.vocab_size))
-        assert self.spec.data is not None
-        pairs = [pair for example in load_examples(self.spec.data, self.spec.objective) for pair in example]
-        self._rows, _ = rows_for(self.spec, pairs, ours, found.seq2seq)
+        self._rows = data.every
         self._collate = Collator(ours.pad_token_id, found.seq2seq)
 
     def shards(self) -> int:
@@ -162,12 +171,21 @@ class _Capture:
         return len(rows)
 
     def _lines(self, rows: Sequence[TokenRow]) -> Iterator[dict[str, Any]]:
-        from training.divergences import top_k
+        import torch
 
+        from training.divergences import drawn, top_k
+
+        objective = self.spec.objective
+        assert isinstance(objective, Kd)
         batch = {name: x.to(self._teacher.model.device) for name, x in self._collate([[r] for r in rows]).items()
                  if name != "rows"}  # fmt: skip
         said = self._teacher(batch)
-        top = top_k(said.logits, self._k)
+        if objective.sampled is None:
+            top = top_k(said.logits, objective.top_k or said.logits.shape[-1])
+        else:
+            seed = zlib.crc32(f"{self.spec.seed}:{rows[0].record}".encode())
+            generator = torch.Generator(said.logits.device).manual_seed(seed)
+            top = drawn(said.logits, objective.sampled, objective.tau, generator)
         for number, row in enumerate(rows):
             mine = said.owners == number
             yield {

@@ -1,9 +1,8 @@
 """How much work a training step is, and what share of its device's peak it reaches (MFU, arXiv 2204.02311, B)."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from training.rows import IGNORED, TokenRow
+import numpy as np
 
 # Dense bfloat16 operations a second by a part of the device's name (NVIDIA's data sheets, read 2026-11-25).
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
@@ -15,8 +14,9 @@ def peak_of(device: str) -> float | None:
     return next((peak for name, peak in PEAKS.items() if name in device), None)
 
 
-def training_flops(model: Any, rows: Sequence[TokenRow]) -> float:
-    """Operations of one pass forward and back over `rows`: 6 for each weight and token that it meets, and attention's.
+def training_flops(model: Any, sizes: np.ndarray) -> float:
+    """Operations of one pass forward and back over rows of such `sizes` (see `rows.sizes_of`): 6 for each weight and
+    token that it meets, and attention's.
 
     The vocabulary's head meets labelled tokens alone (see `aligned`); of an encoder-decoder each side meets its own
     tokens. What activation checkpointing computes twice is not counted twice.
@@ -26,17 +26,16 @@ def training_flops(model: Any, rows: Sequence[TokenRow]) -> float:
     if not config.is_encoder_decoder:
         body = _weights(model) - head * (1 if _is_tied(model) else 2)
         layers, width = config.num_hidden_layers, config.hidden_size
-        tokens = sum(len(row.input_ids) for row in rows)
-        labelled = sum(label != IGNORED for row in rows for label in row.labels)
-        squares = sum(len(row.input_ids) ** 2 for row in rows)
+        tokens, labelled = sizes.sum(0).tolist()
+        squares = float((sizes[:, 0] ** 2).sum())
         return 6.0 * (body * tokens + head * labelled + layers * width * squares)
     encoder, decoder, crossed = _sides(model)
-    into, out = [len(row.input_ids) for row in rows], [len(row.labels) for row in rows]
+    into, out = sizes.T
     width = config.num_heads * config.d_kv if hasattr(config, "d_kv") else config.hidden_size
-    within = 2 * config.num_layers * sum(n * n for n in into) if hasattr(config, "num_layers") else 0
-    beside = _decoder_layers(config) * sum(m * m + 2 * n * m for n, m in zip(into, out, strict=True))
-    weights = (encoder + crossed) * sum(into) + (decoder - crossed + head) * sum(out)
-    return 6.0 * (weights + width * (within + beside))
+    within = 2 * config.num_layers * (into**2).sum() if hasattr(config, "num_layers") else 0
+    beside = _decoder_layers(config) * (out**2 + 2 * into * out).sum()
+    weights = (encoder + crossed) * into.sum() + (decoder - crossed + head) * out.sum()
+    return float(6.0 * (weights + width * (within + beside)))
 
 
 def _weights(model: Any) -> int:

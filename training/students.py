@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas.errors import SpecError
 from schemas.hub import require_hub
@@ -29,8 +30,9 @@ class Student:
         return bool(self.model.config.is_encoder_decoder)
 
 
-def check_student(student: FromScratch | LayerCut | str, data: TrainingData | None) -> None:
-    """`SpecError` where the student cannot be made: before anything is paid for. Reads configurations, no weights."""
+def check_student(student: FromScratch | LayerCut | str, data: TrainingData | None, max_length: int = 0) -> None:
+    """`SpecError` where the student cannot be made, or reads fewer tokens than `max_length`: before anything is paid
+    for. Reads configurations, no weights."""
     if isinstance(student, FromScratch):
         if data is not None and data.template == "chat":
             raise SpecError(
@@ -40,15 +42,17 @@ def check_student(student: FromScratch | LayerCut | str, data: TrainingData | No
     name = student.source if isinstance(student, LayerCut) else student
     if Path(name).is_absolute() and not name.endswith(".gguf") and not (Path(name) / "config.json").is_file():
         raise SpecError(f"student {name}: no config.json there", "a path holds what save_pretrained wrote")
-    total = layers_of(name)
-    if isinstance(student, LayerCut) and total is not None and student.layers > total:
-        raise SpecError(f"student.layers: {student.layers}, {name} has {total}", "choose fewer")
+    layers, reads = shape_of(name)
+    if isinstance(student, LayerCut) and layers is not None and student.layers > layers:
+        raise SpecError(f"student.layers: {student.layers}, {name} has {layers}", "choose fewer")
+    if reads is not None and max_length > reads:
+        raise SpecError(f"max_length: {max_length}, {name} reads {reads} tokens", f"set max_length to {reads} or less")
 
 
 def check_teacher(teacher: str | None) -> None:
     """`SpecError` where there is no such teacher."""
     if teacher is not None:
-        layers_of(teacher, "teacher")
+        shape_of(teacher, "teacher")
 
 
 def weights_digest(spec: TrainingSpec) -> str:
@@ -79,20 +83,17 @@ def bytes_on_disk(student: FromScratch | LayerCut | str) -> int:
     return 2 * sum(path.stat().st_size for path in Path(name).glob("*.safetensors"))
 
 
-def layers_of(name: str, role: str = "student") -> int | None:
-    """Layers of a model by its configuration or its GGUF header. `SpecError` where there is no such model."""
-    if name == SMOLLM2 or name.endswith(".gguf"):
-        weights = gguf_weights(name)
-        if (config := kept_copy(weights) / "config.json").is_file():
-            return int(json.loads(config.read_text())["num_hidden_layers"])
-        import gguf
+class Shape(NamedTuple):
+    """What a model's configuration or GGUF header says, None where it does not."""
 
-        try:
-            fields = gguf.GGUFReader(str(weights)).fields
-        except (ValueError, IndexError, KeyError, OverflowError, MemoryError):
-            raise SpecError(f"{role} {name}: a damaged GGUF file", "is it whole? fetch it again") from None
-        counts = [field.contents() for key, field in fields.items() if key.endswith(".block_count")]
-        return int(counts[0]) if counts else None
+    layers: int | None
+    reads: int | None  # tokens, at the most
+
+
+def shape_of(name: str, role: str = "student") -> Shape:
+    """The shape of a model. `SpecError` where there is no such model, or one that does not write."""
+    if name == SMOLLM2 or name.endswith(".gguf"):
+        return _gguf_shape(name, role)
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
@@ -108,7 +109,25 @@ def layers_of(name: str, role: str = "student") -> int | None:
     if not any(type(config) in mapping for mapping in known) or any("MaskedLM" in name for name in written):
         kind = ", ".join(written) or config.model_type
         raise SpecError(f"{role} {name}: {kind} does not write text", "choose a decoder or an encoder-decoder")
-    return getattr(config, "num_hidden_layers", None)
+    return Shape(getattr(config, "num_hidden_layers", None), getattr(config, "max_position_embeddings", None))
+
+
+def _gguf_shape(name: str, role: str) -> Shape:
+    weights = gguf_weights(name)
+    if (kept := kept_copy(weights) / "config.json").is_file():
+        known = json.loads(kept.read_text())
+        return Shape(known.get("num_hidden_layers"), known.get("max_position_embeddings"))
+    import gguf
+
+    try:
+        fields = gguf.GGUFReader(str(weights)).fields
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError):
+        raise SpecError(f"{role} {name}: a damaged GGUF file", "is it whole? fetch it again") from None
+
+    def told(end: str) -> int | None:
+        return next((int(field.contents()) for key, field in fields.items() if key.endswith(end)), None)
+
+    return Shape(told(".block_count"), told(".context_length"))
 
 
 def _is_cached(name: str) -> bool:
@@ -122,22 +141,32 @@ def _is_cached(name: str) -> bool:
         return False
 
 
-def load_student(
-    student: FromScratch | LayerCut | str, texts: Iterable[str], seed: int, teacher: str | None = None
-) -> Student:
-    """Make or load a student. One from scratch has its teacher's tokenizer, or else one that is trained on `texts`."""
+def load_student(student: FromScratch | LayerCut | str, tokenizer: Any, seed: int, max_length: int = 0) -> Student:
+    """Make or load a student that reads and writes in the tokens of `tokenizer_for` it, `max_length` of them where its
+    length is for us to choose."""
     import torch
 
     torch.manual_seed(seed)
     if isinstance(student, FromScratch):
-        tokenizer = train_tokenizer(texts, student.scratch.vocab) if teacher is None else tokenizer_of(teacher)
-        torch.manual_seed(seed)  # again: training a tokenizer or loading one must not move it
-        return from_scratch(student.scratch, tokenizer)
+        return from_scratch(student.scratch, tokenizer, max_length)
+    found = pretrained(student.source if isinstance(student, LayerCut) else student)
     if isinstance(student, LayerCut):
-        found = pretrained(student.source)
         cut_layers(found.model, student.layers)
-        return found
-    return pretrained(student)
+    return found
+
+
+def tokenizer_for(student: FromScratch | LayerCut | str, texts: Iterable[str], teacher: str | None) -> Any:
+    """A student's tokenizer. One from scratch has its teacher's, or else one that is trained on `texts`."""
+    if not isinstance(student, FromScratch):
+        return tokenizer_of(student.source if isinstance(student, LayerCut) else student, "student")
+    return train_tokenizer(texts, student.scratch.vocab) if teacher is None else tokenizer_of(teacher)
+
+
+def is_seq2seq(student: FromScratch | LayerCut | str) -> bool:
+    """Whether a student is an encoder-decoder; by its configuration."""
+    if isinstance(student, FromScratch):
+        return student.scratch.arch == "t5"
+    return bool(config_of(student.source if isinstance(student, LayerCut) else student).is_encoder_decoder)
 
 
 def pretrained(name: str, role: str = "student") -> Student:
@@ -145,16 +174,11 @@ def pretrained(name: str, role: str = "student") -> Student:
     import torch
     import transformers
 
-    place = _place(name)
-    try:
-        config = transformers.AutoConfig.from_pretrained(place)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    with _told(f"{role} {name}"):
+        config = config_of(name)
+        tokenizer = tokenizer_of(name, role)
         kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-        model = kind.from_pretrained(place, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        line = str(error).strip().splitlines()[0][:200]
-        raise SpecError(f"{role} {name}: {line}", "check the id or path, and the network for an id") from None
-    return Student(model, _with_ends(tokenizer, name, role))
+        return Student(kind.from_pretrained(_place(name), dtype=torch.float32), tokenizer)
 
 
 def _place(name: str) -> str:
@@ -169,11 +193,29 @@ def _with_ends(tokenizer: Any, name: str, role: str) -> Any:
     return tokenizer
 
 
-def tokenizer_of(teacher: str) -> Any:
-    """The tokenizer of a model by name."""
+def tokenizer_of(name: str, role: str = "teacher") -> Any:
+    """The tokenizer of a model by name. `SpecError` where it cannot be loaded."""
     import transformers
 
-    return _with_ends(transformers.AutoTokenizer.from_pretrained(_place(teacher)), teacher, "teacher")
+    with _told(f"{role} {name}"):
+        return _with_ends(transformers.AutoTokenizer.from_pretrained(_place(name)), name, role)
+
+
+def tokenizer_in(folder: Path) -> Any:
+    """A tokenizer that was saved by us."""
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """A model that cannot be loaded is a `SpecError`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        line = str(error).strip().splitlines()[0][:200]
+        raise SpecError(f"{what}: {line}", "check the id or path, and the network for an id") from None
 
 
 def config_of(name: str) -> Any:
@@ -267,8 +309,11 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=model, **SPECIAL)
 
 
-def from_scratch(spec: Scratch, tokenizer: Any) -> Student:
-    """A Llama or T5 of the given size with random weights."""
+MOST_READ = 2048  # tokens, as a Llama by default
+
+
+def from_scratch(spec: Scratch, tokenizer: Any, max_length: int = 0) -> Student:
+    """A Llama or T5 of the given size with random weights, which reads `max_length` tokens or more."""
     import transformers
 
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -276,6 +321,7 @@ def from_scratch(spec: Scratch, tokenizer: Any) -> Student:
         config = transformers.LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=spec.hidden, intermediate_size=4 * spec.hidden,
             num_hidden_layers=spec.layers, num_attention_heads=spec.heads, bos_token_id=None,
+            max_position_embeddings=max(MOST_READ, max_length),
             tie_word_embeddings=True, **ids,
         )  # fmt: skip
         return Student(transformers.LlamaForCausalLM(config), tokenizer)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,18 @@ from torch import Tensor
 from schemas.errors import LimbeckError
 from schemas.objective import Gkd, MiniLLM, samples
 from schemas.student import TrainingSpec
-from training.checkpoints import Saving, newest, restore, step_of
+from training import sharding
+from training.checkpoints import Saving, keep, newest, restore, step_of, written
 from training.evaluate import held_out_sums
 from training.learner import Learner, counts_of
 from training.order import Bucketed
 from training.rollout import Rollouts
-from training.rows import Bin, Collator, TokenRow, pack
+from training.rows import Bins, Collator, TokenRow, pack, sizes_of
 from training.signals import Signals, cache_of
 from training.students import Student
 from training.teacher import Teacher, vocabulary_with
 
-WEIGHTS = "learner.safetensors"
+WEIGHTS, OPTIMIZER, SCHEDULER = "learner.safetensors", "optimizer.pt", "scheduler.pt"
 
 
 class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -40,7 +42,7 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def __init__(
         self, learner: Learner, student: Student, held: Sequence[TokenRow], rollouts: Rollouts | None, saving: Saving,
-        **kwargs: Any,
+        sharded: bool = False, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(model=learner, **kwargs)
         self.add_callback(saving)
@@ -50,6 +52,11 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         self._since_check: list[tuple[list[str], Tensor]] = []
         self._steps = 0  # since the loss was logged
         self.order: Bucketed | None = None  # of the rows; None: any
+        if sharded:
+            # The model is placed, and its gradients are averaged, by `fully_shard`: not by DDP.
+            sharding.shard(learner)
+            self.is_distributed_loading_by_transformers = True
+        self._sharded = sharded
         if rollouts is not None:
             rollouts.reduce = lambda tensor: self.accelerator.reduce(tensor, "sum")
 
@@ -111,8 +118,9 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The held-out loss, each worker on its share of the rows."""
-        total, count = held_out_sums(self._student, self._held[self.args.process_index :: self.args.world_size])
+        """The held-out loss, each worker on its share of the rows; on all where weights are gathered by all at once."""
+        held = self._held if self._sharded else self._held[self.args.process_index :: self.args.world_size]
+        total, count = self._learner.within(lambda: held_out_sums(self._student, held))
         sums = torch.tensor([total, float(count)], device=self.args.device)
         total, count = self.accelerator.reduce(sums, "sum").tolist()
         found = {"eval_loss": total / max(1.0, count)}
@@ -120,16 +128,35 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As the stock one, and it is there for all workers, or is told by all."""
+        told, hint = "", ""
+        try:
+            with written(f"the checkpoint of step {self.state.global_step}"):
+                super()._save_checkpoint(model, trial)
+                if self._rollouts is not None:
+                    place = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+                    keep(self._rollouts, place, self.args.process_index)
+        except LimbeckError as error:
+            told, hint = error.message, error.hint
+        if failed := [line for line in gather_object([(told, hint)]) if line[0]]:
+            raise LimbeckError(*failed[0])
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """What learns: of a student with adapters those alone, and tied weights, which the stock one refuses, once."""
-        place = Path(output_dir or self.args.output_dir)
-        place.mkdir(parents=True, exist_ok=True)
-        save_file({name: p.detach().contiguous() for name, p in self._learning().items()}, place / WEIGHTS)
+        learning = self._learning()
+        if self._sharded:  # every worker has a part to give
+            whole = sharding.weights(self._learner)
+            learning = {name: whole[name] for name in learning if name in whole}
+        if self.args.should_save:
+            place = Path(output_dir or self.args.output_dir)
+            place.mkdir(parents=True, exist_ok=True)
+            save_file({name: p.detach().contiguous() for name, p in learning.items()}, place / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         ours = self._learning()
         try:
-            kept = load_file(Path(resume_from_checkpoint, WEIGHTS), device=str(self.args.device))
+            kept = load_file(Path(resume_from_checkpoint, WEIGHTS))  # on the CPU: a worker's cpu:0 is no name of it
             odd = sorted(kept.keys() ^ ours.keys()) or [n for n, p in ours.items() if p.shape != kept[n].shape]
             what = odd[0] if odd else ""
         except (OSError, SafetensorError) as error:
@@ -139,12 +166,37 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
                 f"{resume_from_checkpoint}: a checkpoint of another model, or a damaged one: {what}",
                 "remove it to begin anew, or choose another --out",
             )
+        if self._sharded:
+            sharding.put_weights(self._learner, kept)
+            return
         with torch.no_grad():
             for name, parameter in ours.items():
                 parameter.copy_(kept[name])
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = sharding.optimizer_state(self._learner, self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir, OPTIMIZER))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self._sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        kept = torch.load(Path(checkpoint, OPTIMIZER), map_location="cpu", weights_only=True)
+        sharding.put_optimizer_state(self._learner, self.optimizer, kept)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER), weights_only=True))
+
     def _learning(self) -> dict[str, Tensor]:
         return {name: p for name, p in self._learner.named_parameters() if p.requires_grad}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Of the student's model, whole, on the first worker; of one that is shared out every worker must ask."""
+        kept = sharding.weights(self._learner) if self._sharded else self._learner.state_dict()
+        return {name.removeprefix("model."): p for name, p in kept.items() if name.startswith("model.")}
 
     def go_on(self) -> int:
         """Train from the newest checkpoint, where there is one, to the end; the step that it began at."""
@@ -177,7 +229,8 @@ def trainer_of(
     Checkpoints are in `out`; `held` are the rows that tell which is the best; `wished` is asked whether to stop.
     """
     packed = spec.packing and not samples(spec.objective)
-    bins: list[Bin] = list(pack(rows, spec.max_length, student.seq2seq)) if packed else [[row] for row in rows]
+    sizes = sizes_of(rows)
+    bins = Bins(rows, pack(sizes, spec.max_length) if packed else None)
     cache = cache_of(spec)
     signals = None if cache is None else Signals(cache, student.seq2seq)
     vocabulary = vocabulary_with(spec.teacher, student) if signals is not None and spec.teacher else None
@@ -187,12 +240,11 @@ def trainer_of(
         student.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     rollouts = _rollouts(spec, student, teacher, collate)
     trainer = TokenTrainer(
-        learner, student, held, rollouts, Saving(spec.checkpoints, wished, rollouts),
+        learner, student, held, rollouts, Saving(spec.checkpoints, wished), spec.sharding,
         args=_arguments(spec, len(bins), out), train_dataset=bins, data_collator=collate, callbacks=list(callbacks),
     )  # fmt: skip
     if spec.bucketing and not packed:
-        lengths = [max(len(row.input_ids), len(row.labels)) for row in rows]
-        trainer.order = Bucketed(lengths, spec.batch_size * spec.workers, spec.seed)
+        trainer.order = Bucketed(sizes.max(-1).tolist(), spec.batch_size * spec.workers, spec.seed)
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
@@ -205,14 +257,21 @@ def _rollouts(spec: TrainingSpec, student: Student, teacher: Teacher | None, col
     return Rollouts(spec.objective, student.model, teacher, collate, *ends, spec.seed)
 
 
+def accumulation_of(spec: TrainingSpec, workers: int) -> int:
+    """Batches that each of so many workers takes a step: it has the same rows, however many of them there are."""
+    return spec.accumulation * spec.workers // workers
+
+
 def _arguments(spec: TrainingSpec, bins: int, out: Path) -> transformers.TrainingArguments:
     cuda = torch.cuda.is_available()
+    workers = int(os.environ.get("WORLD_SIZE", "1"))
     bf16 = spec.precision == "bfloat16" or (spec.precision == "auto" and cuda)
     batches = math.ceil(bins / (spec.batch_size * spec.workers))
     steps = spec.steps or max(1, math.ceil(math.ceil(batches / spec.accumulation) * spec.epochs))
     return transformers.TrainingArguments(
         output_dir=str(out), per_device_train_batch_size=spec.batch_size,
-        gradient_accumulation_steps=spec.accumulation, num_train_epochs=spec.epochs, max_steps=spec.steps or -1,
+        gradient_accumulation_steps=accumulation_of(spec, workers),
+        num_train_epochs=spec.epochs, max_steps=spec.steps or -1,
         learning_rate=spec.learning_rate, seed=spec.seed, warmup_steps=int(spec.warmup * steps),
         lr_scheduler_type="constant_with_warmup" if spec.schedule == "constant" else spec.schedule,
         weight_decay=spec.weight_decay,

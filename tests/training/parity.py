@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from tiny_students import student
+from tiny_students import student, without_dropout
 
 from schemas.student import TrainingSpec
 from training.examples import MAIN, SECOND, TEXT, Pair
@@ -44,13 +44,7 @@ def teacher_of(arch: str) -> Teacher:
 
 def first_step(arch: str, objective: dict[str, Any], batch: int, accumulation: int, workers: int) -> list[float]:
     """[loss, gradient norm] of the step that takes all sixteen rows."""
-    made = student(arch)
-    for module in made.model.modules():
-        # What is dropped depends on the batch.
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
+    made = without_dropout(student(arch))
     tasks = (MAIN, MAIN, SECOND, TEXT) if "lm" in objective else (MAIN, SECOND)
     tasks = tasks if objective["name"] in ("step_by_step", "icl", "minillm") else (MAIN,)
     if objective["name"] == "minillm":

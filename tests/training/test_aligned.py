@@ -12,8 +12,8 @@ from schemas.student import FromScratch, LayerCut, Scratch
 from training.aligned import Aligned, aligned
 from training.evaluate import Words, held_out_loss, responses, rouge_l
 from training.examples import Pair
-from training.rows import Collator, TokenRow, pack, token_rows
-from training.students import Student, cut_layers, load_student
+from training.rows import Bins, Collator, TokenRow, pack, sizes_of, token_rows
+from training.students import Student, cut_layers, load_student, tokenizer_for
 
 PAIRS = [Pair(prompt, response) for prompt, response in PROMPTS]
 ARCHITECTURES = pytest.mark.parametrize("arch", ["llama", "t5"])
@@ -44,7 +44,7 @@ def test_padding_and_batch_composition_do_not_change_the_loss(arch: str) -> None
 def test_packed_rows_say_what_separate_ones_say(arch: str) -> None:
     made = student(arch)
     rows = rows_of(made, PAIRS * 3)
-    bins = pack(rows, 64, made.seq2seq)
+    bins = list(Bins(rows, pack(sizes_of(rows), 64)))
     assert len(bins) < len(rows)
     for batch_size in (1, 3):
         assert loss_of(made, bins, batch_size) == pytest.approx(loss_of(made, [[r] for r in rows], 1), rel=1e-5)
@@ -128,7 +128,9 @@ def test_a_cut_model_keeps_evenly_spaced_layers_and_still_generates() -> None:
 
 def test_scratch_students_of_one_seed_are_equal() -> None:
     spec = FromScratch(scratch=Scratch(hidden=32, heads=2, vocab=300))
-    first, again = (load_student(spec, TEXTS, seed=3).model.state_dict() for _ in range(2))
+    tokenizers = [tokenizer_for(spec, TEXTS, None) for _ in range(2)]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+    first, again = (load_student(spec, tokenizer, seed=3).model.state_dict() for tokenizer in tokenizers)
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 

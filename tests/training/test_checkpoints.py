@@ -1,5 +1,6 @@
 """Trainings that are stopped, killed, resumed, or ended early."""
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,20 @@ def test_a_checkpoint_of_another_model_is_told(tmp_path: Path) -> None:
     second, _ = trainer("t5", tmp_path)
     with pytest.raises(LimbeckError, match="checkpoint-2: a checkpoint of another model"):
         second.go_on()
+
+
+def test_a_full_disk_is_told_and_the_checkpoint_before_is_kept(tmp_path: Path) -> None:
+    first, _ = trainer("llama", tmp_path, checkpoints={"every": 3}, stop_at=3)
+    first.go_on()
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    second, _ = trainer("llama", tmp_path, checkpoints={"every": 3})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # no file may grow beyond: as a disk that is full
+    try:
+        with pytest.raises(LimbeckError, match="checkpoint of step 6 could not be written: ") as caught:
+            second.go_on()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert "make room, then run the same command" in caught.value.hint
+    assert step_of(newest(tmp_path) or tmp_path) == 3
+    third, _ = trainer("llama", tmp_path)
+    assert third.go_on() == 3 and third.state.global_step == 12

@@ -15,8 +15,9 @@ from schemas.errors import SpecError
 from schemas.objective import AnyObjective, Icl, Sft, StepByStep
 from schemas.student import TrainingData
 from training import examples
-from training.examples import MAIN, SECOND, Pair, split
-from training.rows import IGNORED, Collator, TokenRow, pack, token_rows
+from training.examples import MAIN, SECOND, Example, Pair
+from training.held_out import held_out_numbers
+from training.rows import IGNORED, Bins, Collator, TokenRow, pack, sizes_of, token_rows
 from training.students import train_tokenizer
 
 TOKENIZER = train_tokenizer(["What is one and one? It is two.", "Say hello. Hello!"], 300)
@@ -27,8 +28,12 @@ def check_data(data: TrainingData, objective: AnyObjective = Sft()) -> None:
     examples.check_data(data, objective)
 
 
+def list_of(data: TrainingData, objective: AnyObjective) -> list[Example]:
+    return list(examples.stream_examples(data, objective))
+
+
 def load_pairs(data: TrainingData) -> list[Pair]:
-    return [replace(pair, record="") for (pair,) in examples.load_examples(data, Sft())]
+    return [replace(pair, record="") for (pair,) in list_of(data, Sft())]
 
 
 def test_the_loss_is_on_the_response_and_its_end_alone() -> None:
@@ -48,14 +53,21 @@ def test_a_long_response_is_cut_and_a_prompt_that_fills_the_row_is_counted_and_l
 
 
 @pytest.mark.parametrize("seq2seq", [False, True])
-@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=40))
-def test_packing_keeps_every_row_whole_and_within_its_length(seq2seq: bool, sizes: list[int]) -> None:
-    rows = [TokenRow([n] * size, [n] * (31 - size if seq2seq else size)) for n, size in enumerate(sizes, 1)]
-    bins = pack(rows, 30, seq2seq)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40))
+def test_packing_keeps_every_row_whole_and_within_its_length(seq2seq: bool, lengths: list[int]) -> None:
+    rows = [TokenRow([n] * size, [n] * (31 - size if seq2seq else size)) for n, size in enumerate(lengths, 1)]
+    bins = Bins(rows, pack(sizes_of(rows), 30))
     for group in bins:
         assert sum(len(row.input_ids) for row in group) <= 30
-        assert not seq2seq or sum(len(row.labels) for row in group) <= 30
+        assert sum(len(row.labels) for row in group) <= 30
     assert sorted(row.input_ids[0] for group in bins for row in group) == sorted(row.input_ids[0] for row in rows)
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=60))
+def test_no_two_bins_could_have_been_one(lengths: list[int]) -> None:
+    rows = [TokenRow([1] * size, [1] * size) for size in lengths]
+    full = sorted(sum(len(row.input_ids) for row in group) for group in Bins(rows, pack(sizes_of(rows), 30)))
+    assert len(full) < 2 or full[0] + full[1] > 30
 
 
 def test_padding_is_on_the_right_and_has_no_label() -> None:
@@ -74,13 +86,13 @@ def test_in_a_packed_bin_positions_start_again_and_no_row_predicts_the_next() ->
     assert batch["owners"].tolist() == [[0, 0, 1, 1], [2, 0, 0, 0]]
 
 
-@given(st.integers(2, 200), st.floats(0.01, 0.99), st.integers(0, 5))
-def test_a_split_has_both_sides_and_no_row_on_both(count: int, fraction: float, seed: int) -> None:
-    both = [(Pair(str(i), "x"), Pair(str(i), "y")) for i in range(count)]
-    learn, held = split(both, fraction, seed)
-    assert learn and held
-    assert sorted(example[0].prompt for example in (*learn, *held)) == sorted(example[0].prompt for example in both)
-    assert split(both, fraction, seed) == (learn, held)
+@given(st.integers(2, 200), st.floats(0.01, 0.99), st.integers(0, 5), st.integers(1, 30))
+def test_a_split_has_both_sides(count: int, fraction: float, seed: int, most: int) -> None:
+    held = held_out_numbers(count, fraction, seed, most)
+    assert 1 <= len(held) < count and len(held) <= most
+    assert held <= set(range(count))
+    assert held_out_numbers(count, fraction, seed, most) == held
+    assert len(held) == min(count - 1, most, max(1, round(fraction * count)))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +160,7 @@ def test_a_blank_prompt_is_refused(jsonl: Callable[..., Path]) -> None:
 
 def test_a_step_by_step_record_is_learned_twice_its_label_and_its_rationale(jsonl: Callable[..., Path]) -> None:
     rows = [{"id": f"q{i}", "input": "2 + 2?", "rationale": "Two and two.", "label": "4"} for i in range(2)]
-    found = examples.load_examples(TrainingData(path=str(jsonl(rows))), StepByStep(name="step_by_step"))
+    found = list_of(TrainingData(path=str(jsonl(rows))), StepByStep(name="step_by_step"))
     assert found[1] == (
         Pair("predict: 2 + 2?", "4", "q1", MAIN), Pair("explain: 2 + 2?", "Two and two.", "q1", SECOND)
     )  # fmt: skip
@@ -165,11 +177,11 @@ EPISODE = {
 def test_an_episode_is_its_demonstrations_and_its_query_hard_and_soft(jsonl: Callable[..., Path]) -> None:
     data = TrainingData(path=str(jsonl([EPISODE, {**EPISODE, "id": "f"}])))
     prompt = "good film\npositive\n\n\nbad film\n"
-    assert examples.load_examples(data, Icl(name="icl"))[0] == (
+    assert list_of(data, Icl(name="icl"))[0] == (
         Pair(prompt, "negative", "e", MAIN, 1.0), Pair(prompt, "positive", "e", SECOND, 0.2),
         Pair(prompt, "negative", "e", SECOND, 0.8),
     )  # fmt: skip
-    assert len(examples.load_examples(data, Icl(name="icl", soft=False))[0]) == 1
+    assert len(list_of(data, Icl(name="icl", soft=False))[0]) == 1
     with pytest.raises(SpecError, match="2 options and 1 option_probs"):
         check_data(TrainingData(path=str(jsonl([EPISODE, {**EPISODE, "option_probs": [1.0]}]))), Icl(name="icl"))
     with pytest.raises(SpecError, match="list of input and output"):
@@ -212,4 +224,4 @@ def test_a_row_that_is_no_conversation_is_told_with_its_line(jsonl: Callable[...
 
 def test_ids_that_stand_twice_are_told_apart(jsonl: Callable[..., Path]) -> None:
     data = TrainingData(path=str(jsonl([{"id": "a", "prompt": "p", "response": "r"}] * 3)))
-    assert [one.record for (one,) in examples.load_examples(data, Sft())] == ["a", "a#2", "a#3"]
+    assert [one.record for (one,) in list_of(data, Sft())] == ["a", "a#2", "a#3"]

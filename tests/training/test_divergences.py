@@ -9,6 +9,8 @@ from torch import Tensor
 from training.divergences import (
     TopK,
     distillation,
+    drawn,
+    drawn_distillation,
     forward_kl,
     generalized_jsd,
     reverse_kl,
@@ -122,3 +124,18 @@ def test_half_precision_logits_are_summed_in_single() -> None:
     exact = forward_kl(teacher.bfloat16().double(), student.bfloat16().double())
     assert torch.allclose(forward_kl(teacher.bfloat16(), student.bfloat16()).double(), exact, rtol=1e-4)
     assert math.isfinite(float(exact.sum()))
+
+
+def test_tokens_drawn_from_the_teacher_tell_the_dense_loss_and_gradient_without_a_bias() -> None:
+    torch.manual_seed(0)
+    teacher, student = 2 * torch.randn(1, 7, dtype=torch.float64), torch.randn(1, 7, dtype=torch.float64)
+    student.requires_grad_()
+    many = drawn(teacher, 200_000, 1.5, torch.Generator().manual_seed(3))
+    losses = []
+    for loss in (distillation(teacher, student, 1.5), drawn_distillation(many, student, 1.5)):
+        (gradient,) = torch.autograd.grad(loss.sum(), student)
+        losses.append((float(loss.detach()), gradient))
+    assert losses[1][0] == pytest.approx(losses[0][0], abs=0.02)
+    assert torch.allclose(losses[1][1], losses[0][1], atol=0.01)
+    again = drawn(teacher, 5, 1.5, torch.Generator().manual_seed(3))
+    assert torch.equal(again.ids, drawn(teacher, 5, 1.5, torch.Generator().manual_seed(3)).ids)

@@ -11,7 +11,7 @@ from schemas.errors import SpecError
 from schemas.objective import AnyObjective
 from training.examples import Pair
 from training.learner import Learner, counts_of, mapped_layers
-from training.rows import Collator, TokenRow, pack, token_rows
+from training.rows import Bins, Collator, TokenRow, pack, sizes_of, token_rows
 from training.students import Student, train_tokenizer
 from training.teacher import load_teacher, shared_vocabulary
 
@@ -85,7 +85,7 @@ def test_accumulation_and_packing_change_neither_loss_nor_gradient(
     assert whole[1] > 0
     split = loss_and_norm(taught, made, batches(made, spec, [alone[:1], alone[1:4], alone[4:6], alone[6:]]))
     assert split == pytest.approx(whole, rel=1e-5)
-    bins = pack(rows, 64, made.seq2seq)
+    bins = list(Bins(rows, pack(sizes_of(rows), 64)))
     assert len(bins) < len(rows)
     packed = loss_and_norm(taught, made, batches(made, spec, [bins]))
     assert packed == pytest.approx(whole, rel=1e-5)

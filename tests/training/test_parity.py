@@ -1,14 +1,10 @@
 """The same rows make the same step however they are split over micro-batches and workers: to five digits."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from teacher_server import free_port
+from processes import last_line
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("parity.py")
@@ -16,19 +12,8 @@ Steps = dict[str, list[list[float]]]
 
 
 def measured(*ways: str, workers: int = 1) -> Steps:
-    """What the first of so many processes measured of each way, BATCHxACCUMULATIONxWORKERS."""
-    shared = {
-        **os.environ, "PYTHONPATH": f"{ROOT}:{SCRIPT.parent}", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(workers),
-    }  # fmt: skip
-    started = []
-    for rank in range(workers):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if workers > 1 else {}
-        command = [sys.executable, str(SCRIPT), *ways]
-        started.append(subprocess.Popen(command, env={**shared, **own}, stdout=subprocess.PIPE, text=True))
-    said = [process.communicate(timeout=280)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * workers
-    found: Steps = json.loads(said[0].splitlines()[-1])
+    """What each way, BATCHxACCUMULATIONxWORKERS, measured."""
+    found: Steps = json.loads(last_line(SCRIPT, *ways, workers=workers))
     return found
 
 

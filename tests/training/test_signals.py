@@ -15,9 +15,9 @@ from schemas.errors import LimbeckError, SpecError
 from schemas.student import TrainingSpec
 from training.checkpoints import held_out
 from training.divergences import top_k
-from training.examples import load_examples
-from training.rows import Collator, rows_for
+from training.rows import Collator
 from training.signals import Signals, cache_of, capture
+from training.store import load
 from training.students import pretrained, train_tokenizer
 from training.teacher import load_teacher
 from training.trainer import trainer_of
@@ -55,13 +55,13 @@ def test_what_is_written_down_is_what_the_teacher_says(
 ) -> None:
     spec = spec_of(arch, pairs, tmp_path)
     seen: list[dict[str, Any]] = []
-    assert capture(spec, seen.append, lambda: False)
+    store = tmp_path / "store"
+    assert capture(spec, store, seen.append, lambda: False)
     assert seen == [{"captured": 1, "shards": 1}]
-    assert capture(spec, seen.append, lambda: False) and len(seen) == 1  # what is there is kept
+    assert capture(spec, store, seen.append, lambda: False) and len(seen) == 1  # what is there is kept
     made = pretrained(str(spec.student))
     assert spec.data is not None and isinstance(spec.student, str)
-    examples = load_examples(spec.data, spec.objective)
-    rows, _ = rows_for(spec, [pair for example in examples for pair in example], made.tokenizer, made.seq2seq)
+    rows = load(spec, store).every[:]
     signals = Signals(tmp_path / "cache", made.seq2seq)
     teacher = load_teacher(str(spec.teacher), made)
     batch = Collator(made.tokenizer.pad_token_id, made.seq2seq, signals)([rows[:3], rows[3:8]])  # packed
@@ -103,4 +103,4 @@ def test_a_teacher_with_another_vocabulary_is_told_plainly(pairs: Path, tmp_path
     spec = spec_of("llama", pairs, tmp_path)
     train_tokenizer(["Other words altogether, 1234!"], 300).save_pretrained(tmp_path / "teacher")
     with pytest.raises(SpecError, match="another vocabulary"):
-        capture(spec, lambda now: None, lambda: False)
+        capture(spec, tmp_path / "store", lambda now: None, lambda: False)

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from schemas.objective import Sft
 from training.examples import Pair
 from training.learner import Learner, counts_of
-from training.rows import Collator, token_rows
+from training.rows import Collator, sizes_of, token_rows
 from training.speed import peak_of, training_flops
 
 
@@ -25,7 +25,7 @@ def test_operations_are_those_that_torch_counts(arch: str) -> None:
             Learner(made.model, Sft())(counts_of(batch, made.seq2seq), **inputs).sum().backward()
         counted += counter.get_total_flops()
     # Attention is counted whole by torch and half by us where it is causal; small here beside the weights.
-    assert training_flops(made.model, rows) == pytest.approx(counted, rel=0.15)
+    assert training_flops(made.model, sizes_of(rows)) == pytest.approx(counted, rel=0.15)
 
 
 def test_peaks_are_known_by_name() -> None:

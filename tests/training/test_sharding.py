@@ -1,0 +1,36 @@
+"""Weights that are shared out over workers (FSDP2) learn what whole ones learn, and are written whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import last_line
+from pydantic import ValidationError
+
+from schemas.student import TrainingSpec
+
+SCRIPT = Path(__file__).with_name("sharded.py")
+
+
+@pytest.mark.slow
+def test_a_student_that_is_shared_out_learns_the_same_and_is_resumed(tmp_path: Path) -> None:
+    alone: dict[str, Any] = json.loads(last_line(SCRIPT, "1"))
+    together: dict[str, Any] = json.loads(last_line(SCRIPT, "2", str(tmp_path), workers=2))
+    assert len(alone) == 6 and len(together) == 12
+    for name, whole in alone.items():
+        shared, resumed = together[name], together[f"{name}, resumed"]
+        assert shared["losses"] == pytest.approx(whole["losses"], rel=1e-4), name
+        assert shared["held_out"] == pytest.approx(whole["held_out"], rel=1e-4) and shared["held_out"], name
+        assert shared["count"] == whole["count"] and shared["weights"] == pytest.approx(whole["weights"], rel=1e-4), (
+            name
+        )
+        assert resumed["losses"] == shared["losses"] and resumed["weights"] == shared["weights"], name
+        assert shared["here"] < 0.6 * whole["here"], name  # each worker holds its share
+
+
+def test_where_responses_are_sampled_weights_stay_whole() -> None:
+    with pytest.raises(ValidationError, match="sampling them needs whole weights"):
+        TrainingSpec.model_validate(
+            {"student": "s", "teacher": "t", "objective": {"name": "minillm"}, "sharding": True}
+        )
