@@ -91,7 +91,7 @@ def capture(
     share = {"num_cpus": ray.cluster_resources().get("CPU", 1) // workers or 1}
     if ray.cluster_resources().get("GPU"):
         share["num_gpus"] = 1
-    actor = ray.remote(max_restarts=2, max_task_retries=2, **share)(_Capture)
+    actor = ray.remote(max_restarts=2, max_task_retries=2, **share)(CaptureActor)
     actors = [actor.remote(told, store) for _ in range(workers)]
     try:
         shards = outcome_of(actors[0].shards.remote())
@@ -121,7 +121,7 @@ def _prepare(spec: dict[str, Any], store: Path) -> None:
     prepare(TrainingSpec.model_validate(spec), store)
 
 
-class _Capture:
+class Capture:
     """One worker: it has loaded the teacher, and writes shards."""
 
     def __init__(self, spec: dict[str, Any], store: Path) -> None:
@@ -139,7 +139,6 @@ class _Capture:
         from training.students import pretrained
         from training.teacher import Teacher, shared_vocabulary
 
-        use_assigned_cores()
         self.spec = TrainingSpec.model_validate(spec)
         assert self.spec.teacher is not None
         self._place = cache_of(self.spec)
@@ -192,6 +191,14 @@ class _Capture:
                 "record": row.record, "task": row.task, "tokens": tokens_digest(row),
                 "ids": top.ids[mine].flatten().int().tolist(), "log_probs": top.log_probs[mine].flatten().tolist(),
             }  # fmt: skip
+
+
+class CaptureActor(Capture):
+    """`Capture` on the cores that Ray gave it."""
+
+    def __init__(self, spec: dict[str, Any], store: Path) -> None:
+        use_assigned_cores()
+        super().__init__(spec, store)
 
 
 def tokens_digest(row: TokenRow) -> int:

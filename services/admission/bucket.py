@@ -8,12 +8,15 @@ Seconds = float
 BURST_S = 0.8  # of the rate may gather while nobody asks: below the second's worth that the strictest server holds
 SMALLEST_BURST_S = 0.1
 START_S = 0.1  # what a fresh bucket holds: the first calls leave at once, and a minute's sum stays below the limit
-SLOT_S = 0.25
+SLOT_S = 0.05
+HELD_S = 0.25  # for about so long a worker holds what it was granted
+CROWD = 20  # calls a second
+JITTER_S = 0.02  # between two calls that must be so far apart: one that arrives early is refused
 SLOWEST = 0.05  # of the limit; below that a lane is not slowed any further
 
 
 class Minute:
-    """The sum of what was granted in the last 60 seconds, in slots of a quarter second."""
+    """The sum of what was granted in the last 60 seconds, in slots: [slot, amount, last time]."""
 
     def __init__(self) -> None:
         self._slots: deque[list[float]] = deque()
@@ -22,9 +25,9 @@ class Minute:
     def add(self, amount: float, now: Seconds) -> None:
         slot = now // SLOT_S
         if self._slots and self._slots[-1][0] == slot:
-            self._slots[-1][1] += amount
+            self._slots[-1][1:] = self._slots[-1][1] + amount, now
         else:
-            self._slots.append([slot, amount])
+            self._slots.append([slot, amount, now])
         self.total += amount
 
     def forget(self, now: Seconds) -> None:
@@ -33,10 +36,10 @@ class Minute:
             self.total -= self._slots.popleft()[1]
 
     def since(self, then: Seconds) -> float:
-        """Granted from the slot that holds `then` on."""
-        first, found = then // SLOT_S, 0.0
-        for slot, amount in reversed(self._slots):
-            if slot < first:
+        """Granted after `then`; a slot in which something was counts whole."""
+        found = 0.0
+        for _, amount, last in reversed(self._slots):
+            if last <= then:
                 break
             found += amount
         return found
@@ -56,6 +59,7 @@ class Bucket:
         self._whole = whole  # grants come in whole numbers: half a request is of no use to anybody
         self.factor = 1.0
         self.burst_s = BURST_S
+        self.call = 0.0  # what one takes
         self._credit: dict[str, float] = {}
         self._few = False
         self._served: dict[str, float] = {}  # by worker and its weight, while there is less than one for each
@@ -69,8 +73,15 @@ class Bucket:
 
     @property
     def capacity(self) -> float:
-        # Room for half a request more than one: a worker that asks a moment late must not lose the time.
-        return max(1.0 + 0.5 * self._whole * self.burst_s / BURST_S, self.per_second * self.burst_s)
+        # Never less than two calls, or the refill of the time until somebody asks again would be lost.
+        most, least = self.per_second * BURST_S, self.per_second * self.burst_s
+        return max(1.0 + self._apart, min(most, max(least, 2 * self.call)))
+
+    @property
+    def _apart(self) -> float:
+        """What a request costs beyond itself where the strictest server holds one and no more: the next must not
+        arrive early."""
+        return self.per_second * JITTER_S if self._whole and self.per_second * BURST_S <= 1.0 else 0.0
 
     @property
     def level(self) -> float:
@@ -100,7 +111,8 @@ class Bucket:
         """As much of `wanted` as there is for `worker`; the bucket is at `now`."""
         own = self._credit.get(worker, 0.0)
         room = float("inf") if self.guessed else self.per_minute - self._minute.total
-        given = max(0.0, min(wanted, own + self._spare, room))
+        price = 1.0 + self._apart
+        given = max(0.0, min(wanted, (own + self._spare) / price, room))
         if self._whole:
             given = float(int(given + 1e-9))
         if self._few and given:
@@ -110,22 +122,30 @@ class Bucket:
             given = 1.0
             self._served[worker] = self._served.get(worker, 0.0) + 1.0
         if given:
-            from_own = min(given, max(0.0, own))
+            from_own = min(given * price, max(0.0, own))
             self._credit[worker] = own - from_own
-            self._spare -= given - from_own
+            self._spare -= given * price - from_own
             self._minute.add(given, now)
         return given
+
+    def wait(self, worker: str) -> Seconds:
+        """Until there is a whole one for `worker`, if nobody else takes it; the bucket is at now."""
+        missing = 1.0 + self._apart - self._credit.get(worker, 0.0) - self._spare
+        return max(0.0, missing) / self.per_second
 
     def give_back(self, worker: str, amount: float, now: Seconds) -> None:
         """Return what a worker does not need; a negative amount is a debt that it made."""
         self._credit[worker] = self._credit.get(worker, 0.0) + amount
         self._minute.add(-amount, now)
 
-    def bound(self, remaining: float, age: Seconds, now: Seconds) -> float:
-        """A server said `age` seconds ago that `remaining` was left: hold no more than that, less what was granted
-        since. Returns how far the server's figure lies above (or, negative, below) what the bucket held."""
-        theirs = remaining + self.per_second * age - self._minute.since(now - age)
-        gap = theirs - self.level
+    def bound(self, remaining: float, ages: tuple[Seconds, Seconds], now: Seconds) -> float:
+        """A server said that `remaining` was left: hold no more than that, less what was granted since. Whether it
+        looked when the call came or when it answered, the two `ages`, nobody says: of both the more is believed, for
+        a few requests too little are a large part of a small limit. Returns how far the server's figure, as of when
+        the call came, lies above (or, negative, below) what the bucket held."""
+        sent, answered = (remaining + self.per_second * age - self._minute.since(now - age) for age in ages)
+        level = self.level
+        gap = max(sent, answered) - level
         if gap < 0:
             cut = min(-gap, max(0.0, self.level))
             from_spare = min(cut, max(0.0, self._spare))
@@ -134,7 +154,10 @@ class Bucket:
             for worker, credit in self._credit.items():
                 if credit > 0:
                     self._credit[worker] = credit - (cut - from_spare) * credit / held
-        return gap
+        # What was granted shortly before may have left later: counted as such where single calls do not weigh.
+        many = self.call * CROWD <= self.per_second
+        before = (now - ages[0]) // HELD_S * HELD_S if many else now - ages[0]
+        return remaining + self.per_second * ages[0] - self._minute.since(before) - level
 
     def tighten(self) -> None:
         """The server refused although the bucket held something: it allows shorter bursts than this one."""

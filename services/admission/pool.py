@@ -36,7 +36,9 @@ PROBE = 0.03  # more of it is tried next, each second
 CAREFUL, NEAR = 0.1, 0.03  # of that step, so near the rate that refusals began at last
 TELLING = 10  # answers of an episode that tell a rate
 LEAST_PROBE = 6.0  # requests a minute
+SEVERAL = 8  # calls' worth of tokens not used, before it is asked whether the server gave them back
 RICH_S = 3.0  # of waiting for tokens that the server says are there
+WISER = 4.0  # times as long, each time that this turned out to be wrong
 RAMP_HOLD_S = 900.0  # OpenAI: at most half as much again in 15 minutes (rate limits guide, read 2026-11-23)
 
 
@@ -66,9 +68,10 @@ class Report(NamedTuple):
     overloaded: int = 0
     retry_after: Seconds = 0.0
     hint: RateHint | None = None
-    hint_age: Seconds = 0.0
+    hint_ages: tuple[Seconds, Seconds] = (0.0, 0.0)  # since its call was sent, and since its answer was there
     unused: float = 0.0  # tokens that answered calls could have used but did not
     closed: str = ""  # why no call of this account can succeed
+    call: Amounts = {}  # what one takes
 
 
 class Grant(NamedTuple):
@@ -80,6 +83,7 @@ class Grant(NamedTuple):
     charging: Charging
     pause_s: Seconds
     closed: str = ""  # another worker of the run found that no call can succeed
+    wait_s: Seconds = 0.0  # until there is a request for who got none; 0: not known
 
 
 @dataclass(slots=True)
@@ -124,6 +128,8 @@ class Pool:
     _unused: float = 0.0
     _short: float = 0.0
     _rich_since: Seconds | None = None
+    _rich_s: Seconds = RICH_S
+    _was_lenient: bool = False  # the last change of the charging was towards more lenient
     _short_at: Seconds = float("-inf")
     _turns: dict[str, int] = field(default_factory=dict)  # calls that ended, by worker and by run, in turn-taking
 
@@ -134,7 +140,8 @@ class Pool:
         # Who has no place among the calls in flight cannot use a request: turns at both would wait for each other.
         able = {worker for worker, client in self._clients.items() if client.window > 0}
         asking = self._asking(now, among=able or set(self._clients))
-        for bucket in self._buckets.values():
+        for name, bucket in self._buckets.items():
+            bucket.call = report.call.get(name, bucket.call)
             bucket.refill(asking, now)
         for name, amount in report.returned.items():
             if name in self._buckets:
@@ -145,7 +152,8 @@ class Pool:
         pause = max(0.0, self._pause_until - now)
         amounts = self._amounts(report, now) if window and not pause else {}
         capacity = {name: bucket.capacity for name, bucket in self._buckets.items()}
-        return Grant(amounts, capacity, window, self.charging, pause, self._closed.get(report.run, ""))
+        closed, wait = self._closed.get(report.run, ""), self._wait(report, amounts)
+        return Grant(amounts, capacity, window, self.charging, pause, closed, wait)
 
     def forget(self, worker: str) -> None:
         """A worker is gone; what it held is counted as spent."""
@@ -218,7 +226,7 @@ class Pool:
         self._learned.update(hint.limits)
         for name, remaining in hint.remaining.items():
             if bucket := self._buckets.get(name):
-                gap = bucket.bound(remaining, report.hint_age, now)
+                gap = bucket.bound(remaining, report.hint_ages, now)
                 if name == "tokens":
                     self._learn_charging(gap, bucket, now)
 
@@ -228,17 +236,21 @@ class Pool:
         well above ours while we wait."""
         if self.charging is not Charging.KEEP:
             self._short += max(0.0, -gap)
-            if self._unused > bucket.per_second / 4 and self._short > 0.5 * self._unused:
+            enough = max(bucket.per_second / 4, SEVERAL * bucket.call)
+            if self._unused > enough and self._short > 0.5 * self._unused:
                 self._charge(Charging(self.charging + 1))
-            elif self._unused > bucket.per_second * 4:
+            elif self._unused > max(bucket.per_second * 4, 4 * enough):
                 self._unused, self._short = self._unused / 2, self._short / 2
         if self.charging is not Charging.LIVE:
             starving = now - self._short_at < EPISODE_S and gap > 0.4 * bucket.per_second
             self._rich_since = (self._rich_since or now) if starving else None
-            if self._rich_since is not None and now - self._rich_since > RICH_S:
+            if self._rich_since is not None and now - self._rich_since > self._rich_s:
                 self._charge(Charging(self.charging - 1))
 
     def _charge(self, charging: Charging) -> None:
+        if charging > self.charging and self._was_lenient:
+            self._rich_s *= WISER
+        self._was_lenient = charging < self.charging
         self.charging, self._rich_since, self._short, self._unused = charging, None, 0.0, 0.0
 
     def _learn(self, report: Report, now: Seconds) -> None:
@@ -277,11 +289,13 @@ class Pool:
         if share > MANY and self._is_unclear(share, past, now):
             self._cut(now)
             return
+        believed = self.charging
         if share > MANY:
             self._slow_down(share, past, now)
         elif self._guess is not None and not self._refused:
             self._probe(self._guess)
-        if self._refused and self._buckets:
+        # One cause at a time: where tokens turned out to be counted otherwise, bursts were not the matter.
+        if self._refused and self._buckets and self.charging is believed:
             for bucket in self._buckets.values():
                 bucket.tighten()
             if share > FLOOD and self._ended >= ENOUGH:
@@ -350,6 +364,13 @@ class Pool:
                 bucket.give_back(report.worker, surplus, now)
                 granted[name] -= surplus
         return granted
+
+    def _wait(self, report: Report, amounts: Amounts) -> Seconds:
+        """When to ask again: at limits so low that each request is waited for, the very moment tells."""
+        bucket = self._buckets.get("requests")
+        if bucket is None or "requests" not in amounts or amounts["requests"] or not report.wanted.get("requests"):
+            return 0.0
+        return bucket.wait(report.worker)
 
     def _share_of_window(self, report: Report, now: Seconds) -> int:
         """This worker's part of the calls in flight: even over runs, then over a run's workers, and never more than

@@ -116,9 +116,10 @@ class FakeTeacher:
     def _charge(self, asked: Asked, wire: Wire) -> Charge:
         """What a request takes before it is answered. OpenAI reserves max_tokens and never gives it back; Anthropic
         counts output as it is produced (both: rate limit pages, read 2026-11-23)."""
+        tokens = asked.input_tokens + self.behaviour.hidden
         if wire.anthropic or self.behaviour.charge == "actual":
-            return Charge(1.0, asked.input_tokens, asked.input_tokens, 0.0)
-        return Charge(1.0, asked.input_tokens + asked.max_tokens, asked.input_tokens, asked.max_tokens)
+            return Charge(1.0, tokens, tokens, 0.0)
+        return Charge(1.0, tokens + asked.max_tokens, tokens, asked.max_tokens)
 
     def _count_output(self, asked: Asked, usage: Usage, wire: Wire) -> None:
         if wire.anthropic or self.behaviour.charge == "actual":

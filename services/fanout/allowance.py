@@ -54,6 +54,7 @@ class Allowance:
     _until: Seconds = float("-inf")
     _bank_until: Seconds = float("-inf")
     _pause_until: Seconds = float("-inf")
+    due: Seconds = float("-inf")  # when the next request is there
     _idle: Amount = NOTHING
     _flying: Amount = NOTHING
     _spent: Amount = NOTHING
@@ -62,7 +63,7 @@ class Allowance:
     _started: int = 0
     pace: float = 0.0  # calls that leave in a second, lately
     _hint: Reply | None = None
-    _hint_sent_at: Seconds = 0.0
+    _hint_between: tuple[Seconds, Seconds] = (0.0, 0.0)  # its call was sent, and its answer was there
 
     def may_start(self, demand: Demand, now: Seconds) -> bool:
         """Whether a call that takes `demand` may leave now."""
@@ -111,7 +112,7 @@ class Allowance:
             self._idle = self._idle.minus(demand.money)
         return demand
 
-    def settle(self, demand: Demand, reply: Reply, cost: Amount, sent_at: Seconds) -> None:
+    def settle(self, demand: Demand, reply: Reply, cost: Amount, sent_at: Seconds, now: Seconds) -> None:
         """A call came back and cost `cost`; what it did not use is ours again."""
         self.in_flight -= 1
         self._flying = self._flying.minus(demand.money)
@@ -120,7 +121,7 @@ class Allowance:
             self._idle = self._idle.plus(demand.money.minus(cost))
         self._count(reply)
         if reply.hint is not None:
-            self._hint, self._hint_sent_at = reply, sent_at
+            self._hint, self._hint_between = reply, (sent_at, now)
         if reply.verdict.kind is VerdictKind.ANSWERED and reply.usage is not None:
             used = reply.usage
             self._answers += 1
@@ -129,7 +130,9 @@ class Allowance:
             extra = Demand(demand.input_tokens - used.input_tokens, demand.output_tokens - used.output_tokens, NOTHING)
             self._counts.unused += max(0, demand.ceiling - used.output_tokens)
             for name in self._levels:
-                if name != "requests" and not (name == "tokens" and self._charging is Charging.KEEP):
+                if name == "tokens" and self._charging is Charging.KEEP:
+                    self._levels[name] += extra.input_tokens  # of the answer nothing; the text was an estimate of ours
+                elif name != "requests":
                     self._levels[name] += extra.rate(name)
 
     def _count(self, reply: Reply) -> None:
@@ -163,7 +166,8 @@ class Allowance:
         return Report(
             self.run, self.worker, self.limits, self.concurrency, wanted if waiting else {}, returned,
             self.in_flight, counts.peak, counts.ended, counts.answered, counts.refused, counts.ramp, counts.overloaded,
-            counts.retry_after, hint.hint if hint else None, now - self._hint_sent_at, counts.unused, closed,
+            counts.retry_after, hint.hint if hint else None, (now - self._hint_between[0], now - self._hint_between[1]),
+            counts.unused, closed, {name: typical.rate(name) for name in RATES} if typical else {},
         )  # fmt: skip
 
     def _measure(self, now: Seconds) -> None:
@@ -188,7 +192,7 @@ class Allowance:
         """The governor's answer to a report that was made at `asked_at`."""
         self.window, self._charging, self._capacity = grant.window, grant.charging, grant.capacity
         self._levels = {n: self._levels.get(n, 0.0) + grant.amounts.get(n, 0.0) for n in grant.capacity}
-        self._until = asked_at + LEASE_S
+        self._until, self.due = asked_at + LEASE_S, asked_at + grant.wait_s
         if grant.pause_s:
             self._pause_until = max(self._pause_until, asked_at + grant.pause_s)
 

@@ -178,8 +178,9 @@ class Sender:
             self.stop(End("failed", error.message))
             raise
         finally:
-            self._allowance.settle(demand, reply, cost, sent_at)
-            self._start_waiting(loop.time())
+            now = loop.time()
+            self._allowance.settle(demand, reply, cost, sent_at, now)
+            self._start_waiting(now)
         return reply
 
     async def _admit(self, demand: Demand) -> Demand:
@@ -273,11 +274,15 @@ class Sender:
             self._require_lease(loop.time())
             self._start_waiting(loop.time())
             self._look_at_disk(loop.time())
-            pause = self._allowance.pause_until - loop.time()
-            await asyncio.sleep(max(0.0, SOONEST_S - (loop.time() - asked_at), min(pause, PERIOD_S)))
+            await asyncio.sleep(self._until_renewal(asked_at, loop.time()))
             # Not asyncio.wait_for: up to 3.11 it loses a cancellation that comes together with the event.
             with anyio.move_on_after(PERIOD_S):
                 await self._need.wait()
+
+    def _until_renewal(self, asked_at: float, now: float) -> float:
+        """Seconds that must pass: until a pause is over or the next request is there, else what spares the actors."""
+        until = max(self._allowance.pause_until, self._allowance.due) - now
+        return min(until, PERIOD_S) if until > 0 else max(0.0, SOONEST_S - (now - asked_at))
 
     def _prefer_smaller(self) -> bool:
         """The money left does not cover the first call that waits; put the cheapest before it, if another is."""

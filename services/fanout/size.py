@@ -41,15 +41,15 @@ def worst_case(call: Call, rates: Price, excess: Excess = NONE) -> Demand:
     ceiling = call.sampling.max_tokens
     most = Usage(size + excess.input, ceiling + excess.output)
     money = Amount(rates.cost(most), most.input_tokens + most.output_tokens, 1)
-    # Rates are kept on an estimate (about four bytes a token), money on the bound.
-    return Demand(size // 4 + 1 + excess.input, ceiling + excess.output, money, ceiling, excess)
+    # Rates are kept on an estimate (about four bytes a token, or what a call was seen to take), money on the bound.
+    return Demand(max(size // 4 + 1, excess.input), ceiling + excess.output, money, ceiling, excess)
 
 
 def grown(demand: Demand, rates: Price, excess: Excess) -> Demand:
     """The same call's demand once more is known."""
     more = Usage(excess.input - demand.excess.input, excess.output - demand.excess.output)
     return Demand(
-        demand.input_tokens + more.input_tokens, demand.output_tokens + more.output_tokens,
+        max(demand.input_tokens, excess.input), demand.output_tokens + more.output_tokens,
         demand.money.plus(Amount(rates.cost(more), more.input_tokens + more.output_tokens, 0)), demand.ceiling, excess,
     )  # fmt: skip
 

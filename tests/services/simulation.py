@@ -29,6 +29,7 @@ class Provider:
     told: dict[str, float] = field(default_factory=dict)  # limits that its headers give in place of the true ones
     latency_s: float = 0.2
     in_flight_limit: int | None = None
+    counts_input: int | None = None  # tokens of a call's text, where that is not what we think
     meters: Meters = field(init=False)
     admitted: list[tuple[float, float]] = field(default_factory=list)  # (time, tokens charged)
     produced: list[tuple[float, float]] = field(default_factory=list)  # tokens charged with the answer
@@ -52,8 +53,8 @@ class Provider:
 
     def take(self, demand: Demand, output: int, now: float) -> Reply | None:
         """A refusal, or None where the call is served."""
-        most = demand.input_tokens + demand.output_tokens
-        charge = Charge(1.0, demand.input_tokens if self.gives_back else most, demand.input_tokens, 0.0)
+        text = self.counts_input or demand.input_tokens
+        charge = Charge(1.0, text if self.gives_back else text + demand.output_tokens, text, 0.0)
         over = self.in_flight_limit is not None and self.in_flight >= self.in_flight_limit
         hit = None if over else self.meters.admit(charge, now)
         if over or hit:
@@ -76,7 +77,7 @@ class Provider:
             left = {n: max(0.0, m.level) for n, m in found.items()}
             hint = RateHint({n: m.per_minute for n, m in found.items()}, left)
             hint = RateHint(self.told, self.told) if self.told else hint
-        usage = Usage(demand.input_tokens, output)
+        usage = Usage(self.counts_input or demand.input_tokens, output)
         return Reply(Verdict(VerdictKind.ANSWERED), 200, b"", usage, hint)
 
 
@@ -131,6 +132,8 @@ class Simulation:
         self.fill(name)
         if again:
             pause = PERIOD_S * (2 if self.stall(name) else 1)
+            if allowance.due > self.now:
+                pause = min(allowance.due - self.now, PERIOD_S) + 0.005 * self.rng.random()
             self.at(self.now + pause, lambda: self.renew(name))
 
     def bank(self, name: str, waiting: int) -> None:
@@ -158,7 +161,10 @@ class Simulation:
             self.sent[name] += 1
             delay = self.rng.random() * self.jitter_s
             self.at(self.now + delay, partial(self.arrive, name, taken, sent_at))
-        if allowance.in_flight < allowance.window and self.now - self._renewed_at[name] >= SOONEST_S:
+        if (
+            allowance.in_flight < allowance.window and self.now - self._renewed_at[name] >= SOONEST_S
+            and self.now >= allowance.due
+        ):  # fmt: skip
             self.renew(name, again=False)
 
     def arrive(self, name: str, taken: Demand, sent_at: float) -> None:
@@ -176,7 +182,7 @@ class Simulation:
 
     def back(self, name: str, reply: Reply, taken: Demand, sent_at: float) -> None:
         answered = reply.verdict.kind is VerdictKind.ANSWERED
-        self.allowances[name].settle(taken, reply, taken.money if answered else Amount(0, 0, 1), sent_at)
+        self.allowances[name].settle(taken, reply, taken.money if answered else Amount(0, 0, 1), sent_at, self.now)
         if reply.verdict.kind is VerdictKind.RATE_LIMITED:
             self.resting[name] += 1
             self.at(self.now + self.rng.random() * 0.5 + (reply.verdict.retry_after or 0), lambda: self.rested(name))

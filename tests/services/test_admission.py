@@ -51,6 +51,31 @@ def test_a_request_limit_is_used_whole_and_never_broken(burst_s: float, headers:
     assert max(provider.served_in_any_minute()) <= 6000
 
 
+@pytest.mark.parametrize("rpm", [20, 30, 60, 70, 90, 120, 300])
+@pytest.mark.parametrize("headers", [True, False], ids=["headers", "silent"])
+@pytest.mark.parametrize("workers", [{"a": "run"}, WORKERS, TWO_RUNS], ids=["one", "two", "runs"])
+def test_a_small_request_limit_is_used_whole_too(rpm: int, headers: bool, workers: dict[str, str]) -> None:
+    provider = Provider({"requests": rpm}, headers=headers, latency_s=0.3)  # it holds one request, or a few
+    simulation = Simulation(provider, workers, {"requests": rpm}, demand(200), unequal)
+    simulation.run(600.0)
+    assert simulation.used(5.0, 600.0, rpm, tokens=False) >= 0.97
+    assert simulation.refused_share <= 0.005
+
+
+@pytest.mark.parametrize("tpm", [24_000, 60_000])
+@pytest.mark.parametrize("gives_back", [True, False], ids=["actual", "reserved"])
+@pytest.mark.parametrize("workers", [{"a": "run"}, WORKERS, TWO_RUNS], ids=["one", "two", "runs"])
+def test_a_small_token_limit_is_used_whole_too(tpm: int, gives_back: bool, workers: dict[str, str]) -> None:
+    provider = Provider({"tokens": tpm}, gives_back=gives_back, latency_s=0.3)
+    # We take a call's text for a third more tokens than the server does.
+    short = Demand(40, 64, Amount(), 64)
+    provider.counts_input = 30
+    simulation = Simulation(provider, workers, {"tokens": tpm}, short, lambda rng: rng.randint(5, 60))
+    simulation.run(600.0)
+    assert simulation.used(30.0, 600.0, tpm, tokens=True) >= 0.97
+    assert simulation.refused_share <= 0.01
+
+
 @pytest.mark.parametrize("gives_back", [True, False], ids=["actual", "reserved"])
 @pytest.mark.parametrize("headers", [True, False], ids=["headers", "silent"])
 @pytest.mark.parametrize("workers", [WORKERS, FOUR, TWO_RUNS], ids=["two", "four", "runs"])
@@ -279,7 +304,7 @@ class OneBucket(RuleBasedStateMachine):
     @rule(remaining=st.floats(0, 300), age=st.floats(0, 5))
     def hear(self, remaining: float, age: float) -> None:
         before = self.bucket.level
-        self.bucket.bound(remaining, age, self.now)
+        self.bucket.bound(remaining, (age, age / 2), self.now)
         assert self.bucket.level <= before + 1e-6
 
     @invariant()

@@ -131,7 +131,7 @@ class Money(RuleBasedStateMachine):
         demand, taken = self.flying[name].pop()
         cost = Amount(int(demand.money.nano_usd * share), int(demand.money.tokens * share), 1)
         self.journal[name] = self.journal[name].plus(cost)
-        self.workers[name].settle(taken, ANSWERED, cost, self.now)
+        self.workers[name].settle(taken, ANSWERED, cost, self.now, self.now)
 
     @rule(seconds=st.floats(0, 3))
     def wait(self, seconds: float) -> None:
@@ -176,7 +176,7 @@ def test_a_budget_is_used_to_within_one_call(costs: list[int]) -> None:
             assert spent + 400 > 3_000
             return
         taken = allowance.start(call)
-        allowance.settle(taken, ANSWERED, usd(cost), now)
+        allowance.settle(taken, ANSWERED, usd(cost), now, now)
         spent += cost
     assert spent <= 3_000
 

@@ -1,4 +1,4 @@
-"""`limbeck train` whose worker is killed, and which is then killed itself, learns what an undisturbed one learns."""
+"""`limbeck train` on two workers: whatever is killed or lost on the way, the student is the same."""
 
 import json
 import os
@@ -9,8 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import transformers
 import yaml
 from conftest import Finished, Limbeck
+from pydantic import ValidationError
+
+from schemas.student import TrainingSpec
 
 pytestmark = pytest.mark.ray
 Command = Callable[..., Finished]
@@ -34,15 +38,55 @@ def worker_of(pid: int) -> psutil.Process:
     return max(found, key=psutil.Process.create_time)
 
 
-def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(
-    command: Command, limbeck: Limbeck, jsonl: Callable[..., Path], tmp_path: Path
-) -> None:
-    pairs = jsonl([{"prompt": f"Repeat {a} {b}: ", "response": f"{a} {b}"} for a in WORDS for b in WORDS] * 8)
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trainings")
+
+
+@pytest.fixture(scope="session")
+def spec(place: Path) -> Path:
+    """A training of two workers on 200 pairs, and on one whose prompt is longer than the student reads."""
+    pairs = [{"prompt": f"Repeat {a} {b}: ", "response": f"{a} {b}"} for a in WORDS for b in WORDS] * 8
+    pairs.append({"prompt": "Repeat " + "red " * 200, "response": "red"})
+    data = place / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     student = {"scratch": {"arch": "llama", "layers": 2, "hidden": 64, "heads": 2, "vocab": 320}}
-    spec = tmp_path / "spec.yaml"
-    body = {"student": student, "data": {"path": str(pairs)}, "max_length": 48, "batch_size": 1, "packing": False}
-    spec.write_text(yaml.safe_dump({**body, "workers": 2, "epochs": 2, "checkpoints": {"every": 20}}))
-    assert command("train", spec, "--out", tmp_path / "quiet").returncode == 0
+    body = {
+        "student": student, "data": {"path": str(data)}, "max_length": 48, "batch_size": 1, "packing": False,
+        "workers": 2, "epochs": 2, "eval_fraction": 21 / 201, "checkpoints": {"every": 20},
+    }  # fmt: skip
+    found = place / "spec.yaml"
+    found.write_text(yaml.safe_dump(body))
+    return found
+
+
+@pytest.fixture(scope="session")
+def undisturbed(spec: Path, place: Path, ray_cluster: None) -> Path:
+    """The student that it makes where nothing happens."""
+    from limbeck import jobs
+    from limbeck.spec_file import load_training
+
+    jobs.train(load_training(spec, []), place / "quiet")
+    return place / "quiet" / "student"
+
+
+def curve(student: Path) -> dict[int, float]:
+    lines = (student / "losses.csv").read_text().splitlines()[1:]
+    return {int(step): float(loss) for step, loss in (line.split(",") for line in lines)}
+
+
+def test_a_student_from_scratch_learns_and_loads(undisturbed: Path) -> None:
+    metrics = json.loads((undisturbed / "metrics.json").read_text())
+    assert metrics["loss_after"] < 0.7 * metrics["loss_before"]
+    assert metrics["rows_train"] + metrics["rows_eval"] == 200 and metrics["rows_too_long"] == 1
+    assert (undisturbed / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    model = transformers.AutoModelForCausalLM.from_pretrained(undisturbed)
+    assert model.config.vocab_size == len(transformers.AutoTokenizer.from_pretrained(undisturbed))
+
+
+def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(
+    command: Command, limbeck: Limbeck, undisturbed: Path, spec: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "killed"
     running = limbeck.start("train", spec, "--out", out)
     try:
@@ -60,9 +104,40 @@ def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(
     assert other.returncode == 2 and "learning_rate: was 0.0003, is 0.1" in other.stderr
     done = command("train", spec, "--out", out)
     assert done.returncode == 0, done.stderr
-    curves = [(tmp_path / name / "student" / "losses.csv").read_text() for name in ("quiet", "killed")]
-    assert curves[0] == curves[1]
-    quiet, killed = (json.loads((tmp_path / n / "student" / "metrics.json").read_text()) for n in ("quiet", "killed"))
+    assert curve(out / "student") == curve(undisturbed)
+    quiet, killed = (json.loads((one / "metrics.json").read_text()) for one in (undisturbed, out / "student"))
     for name in ("loss_before", "loss_after", "rouge_l_before", "rouge_l_after", "steps"):
         assert quiet[name] == killed[name]
     assert not (out / ".work" / "trainer").exists()
+
+
+def test_a_training_that_loses_a_machine_goes_on_with_what_is_left_and_learns_the_same(
+    limbeck: Limbeck, undisturbed: Path, spec: Path, tmp_path: Path
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    out, elastic = tmp_path / "out", tmp_path / "elastic.yaml"
+    elastic.write_text(yaml.safe_dump({**yaml.safe_load(spec.read_text()), "min_workers": 1}))
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        second = machines.add_node(num_cpus=1)
+        machines.wait_for_nodes()
+        soon = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
+        running = limbeck.start("train", elastic, "--out", out, "--address", machines.address, environment=soon)
+        reached(out, 40)
+        machines.remove_node(second, allow_graceful=False)
+        _, said = running.communicate(timeout=240)
+    finally:
+        machines.shutdown()
+    assert running.returncode == 0, said
+    found, whole = curve(out / "student"), curve(undisturbed)
+    assert found.keys() == whole.keys()
+    assert [*found.values()] == pytest.approx([*whole.values()], rel=1e-3)
+
+
+def test_a_step_must_be_the_same_with_any_number_of_workers() -> None:
+    with pytest.raises(ValidationError, match=r"4 batches .* over 3 workers: set accumulation to a multiple of 3"):
+        TrainingSpec.model_validate({"student": "s", "workers": 4, "min_workers": 2})
+    TrainingSpec.model_validate({"student": "s", "workers": 4, "min_workers": 2, "accumulation": 3})
+    with pytest.raises(ValidationError, match="min_workers 3 is more than workers 2"):
+        TrainingSpec.model_validate({"student": "s", "workers": 2, "min_workers": 3})

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import yaml
 from conftest import Finished
 from tiny_students import PROMPTS, student
@@ -16,13 +17,12 @@ from schemas.student import TrainingSpec
 from training.checkpoints import held_out
 from training.divergences import top_k
 from training.rows import Collator
-from training.signals import Signals, cache_of, capture
-from training.store import load
+from training.signals import Capture, Signals, cache_of
+from training.store import load, prepare
 from training.students import pretrained, train_tokenizer
 from training.teacher import load_teacher
 from training.trainer import trainer_of
 
-pytestmark = pytest.mark.ray
 Command = Callable[..., Finished]
 K = 8
 
@@ -45,20 +45,25 @@ def spec_of(arch: str, pairs: Path, place: Path, **settings: Any) -> TrainingSpe
     objective = {"name": "kd", "top_k": K, "cache": str(place / "cache")}
     return TrainingSpec.model_validate(
         {"student": str(place / "student"), "teacher": str(place / "teacher"), "objective": objective,
-         "data": {"path": str(pairs)}, "max_length": 64, "batch_size": 2, "epochs": 3, **settings}
+         "data": {"path": str(pairs)}, "max_length": 64, "batch_size": 2, "epochs": 3, "learning_rate": 0.003,
+         **settings}
     )  # fmt: skip
 
 
+def written_down(spec: TrainingSpec, store: Path) -> Capture:
+    """One worker of a capture, here: it has written all shards."""
+    prepare(spec, store)
+    worker = Capture(spec.model_dump(mode="json", by_alias=True), store)
+    Path(str(cache_of(spec))).mkdir(parents=True, exist_ok=True)
+    assert sum(worker.capture(number) for number in range(worker.shards())) == 12
+    return worker
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["llama", "t5"])
-def test_what_is_written_down_is_what_the_teacher_says(
-    arch: str, pairs: Path, tmp_path: Path, ray_cluster: None
-) -> None:
-    spec = spec_of(arch, pairs, tmp_path)
-    seen: list[dict[str, Any]] = []
-    store = tmp_path / "store"
-    assert capture(spec, store, seen.append, lambda: False)
-    assert seen == [{"captured": 1, "shards": 1}]
-    assert capture(spec, store, seen.append, lambda: False) and len(seen) == 1  # what is there is kept
+def test_what_is_written_down_is_what_the_teacher_says(arch: str, pairs: Path, tmp_path: Path) -> None:
+    spec, store = spec_of(arch, pairs, tmp_path), tmp_path / "store"
+    written_down(spec, store)
     made = pretrained(str(spec.student))
     assert spec.data is not None and isinstance(spec.student, str)
     rows = load(spec, store).every[:]
@@ -85,22 +90,44 @@ def test_what_is_written_down_is_what_the_teacher_says(
         signals.of([changed])
 
 
+@pytest.mark.slow
+def test_tokens_that_are_drawn_once_teach_in_their_place(pairs: Path, tmp_path: Path) -> None:
+    drawn = {"name": "kd", "tau": 1.0, "sampled": 256, "cache": str(tmp_path / "cache")}
+    spec, store = spec_of("llama", pairs, tmp_path, objective=drawn), tmp_path / "store"
+    written_down(spec, store)
+    curves = []
+    for objective in ({"name": "kd", "tau": 1.0}, drawn):
+        this = TrainingSpec.model_validate({**spec.model_dump(mode="json", by_alias=True), "objective": objective})
+        ours = pretrained(str(spec.student))
+        live = None if cache_of(this) else load_teacher(str(spec.teacher), ours)
+        trainer = trainer_of(this, ours, live, load(spec, store).every, [], tmp_path / str(len(curves)))
+        trainer.go_on()
+        curves.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert curves[1] == pytest.approx(curves[0], rel=0.1) and curves[1] != curves[0]
+
+
+@pytest.mark.ray
 def test_a_training_writes_its_teacher_down_once(command: Command, pairs: Path, tmp_path: Path) -> None:
     spec = tmp_path / "spec.yaml"
-    spec.write_text(yaml.safe_dump(spec_of("llama", pairs, tmp_path).model_dump(mode="json", by_alias=True)))
+    spec.write_text(yaml.safe_dump(spec_of("t5", pairs, tmp_path).model_dump(mode="json", by_alias=True)))
     first = command("train", spec, "--out", tmp_path / "one")
     assert first.returncode == 0, first.stderr
     assert "teacher written down: 1/1 shards" in first.stderr
-    metrics = json.loads((tmp_path / "one" / "student" / "metrics.json").read_text())
+    student = tmp_path / "one" / "student"
+    metrics = json.loads((student / "metrics.json").read_text())
     assert metrics["forward_kl_after"] < metrics["forward_kl_before"]
+    assert metrics["loss_after"] < metrics["loss_before"] and metrics["packed"] and metrics["tokens_per_second"] > 0
+    assert transformers.AutoModelForSeq2SeqLM.from_pretrained(student).num_parameters() == metrics["parameters"]
     other = command("train", spec, "--out", tmp_path / "three", "--set", "max_length=32")
     assert other.returncode == 2 and "was made with another max_length" in other.stderr
     odd = command("train", spec, "--out", tmp_path / "three", "--set", f"objective.cache={tmp_path}")
     assert odd.returncode == 2 and "no cache of ours" in odd.stderr
 
 
-def test_a_teacher_with_another_vocabulary_is_told_plainly(pairs: Path, tmp_path: Path, ray_cluster: None) -> None:
+def test_a_teacher_with_another_vocabulary_is_told_plainly(pairs: Path, tmp_path: Path) -> None:
     spec = spec_of("llama", pairs, tmp_path)
     train_tokenizer(["Other words altogether, 1234!"], 300).save_pretrained(tmp_path / "teacher")
+    prepare(spec, tmp_path / "store")
+    worker = Capture(spec.model_dump(mode="json", by_alias=True), tmp_path / "store")
     with pytest.raises(SpecError, match="another vocabulary"):
-        capture(spec, tmp_path / "store", lambda now: None, lambda: False)
+        worker.shards()

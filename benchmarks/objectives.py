@@ -1,0 +1,97 @@
+"""Each white-box objective beside more fine-tuning: how near a student comes to its teacher on rows held out.
+
+    python benchmarks/objectives.py [--data FILE --fields prompt=instruction,response=response] [--steps 30]
+
+The student is SmolLM2-135M cut to a third of its layers and fine-tuned on the responses first, as the papers of the
+on-policy objectives do. Then every objective goes on from that same student for as many steps, on the same rows. KL in
+nats a response token, on rows that none of them has learned.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+TEACHER = "smollm2-135m"
+WAYS: dict[str, dict[str, Any]] = {
+    "sft, again": {"objective": {"name": "sft"}},
+    "kd": {"objective": {"name": "kd"}},
+    "kd, top 64 from a cache": {"objective": {"name": "kd", "tau": 1.0, "top_k": 64, "cache": "top"}},
+    "kd, 64 drawn, from a cache": {"objective": {"name": "kd", "tau": 1.0, "sampled": 64, "cache": "drawn"}},
+    "hidden": {"objective": {"name": "hidden", "distance": "cosine"}},
+    "gkd": {"objective": {"name": "gkd", "beta": 0.5, "lambda": 0.5, "max_new_tokens": 24}},
+    "minillm": {"objective": {"name": "minillm", "max_new_tokens": 24, "reuse": 2}},
+}  # fmt: skip
+SHOWN = ("forward_kl", "reverse_kl", "loss", "rouge_l")
+
+
+def trained(spec: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The metrics of a student that `limbeck train` makes."""
+    place = out.with_suffix(".yaml")
+    place.write_text(yaml.safe_dump(spec))
+    command = [sys.executable, "-m", "limbeck.cli", "train", str(place), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    metrics: dict[str, Any] = json.loads((out / "student" / "metrics.json").read_text())
+    print(out.name, {name: round(metrics[f"{name}_after"], 4) for name in SHOWN}, flush=True)
+    return metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=str(ROOT / "examples" / "students" / "pairs.jsonl"))
+    parser.add_argument("--fields", default="", help="as in prompt=question,response=answer")
+    parser.add_argument("--rows", type=int, default=400, help="that are taken from its start")
+    parser.add_argument("--steps", type=int, default=30)
+    options = parser.parse_args()
+    fields = dict(part.split("=") for part in options.fields.split(",") if part)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        rows = _first_rows(Path(options.data), fields, options.rows, place / "rows.jsonl")
+        shared = {
+            "data": {"path": str(rows)}, "teacher": TEACHER, "batch_size": 8, "max_length": 128, "packing": False,
+            "steps": options.steps, "learning_rate": 1.0e-4, "eval_rows": 48,
+        }  # fmt: skip
+        first = {"student": {"from": TEACHER, "layers": 10}, "steps": 2 * options.steps, "learning_rate": 3.0e-4}
+        found = {"sft": trained({**shared, **first}, place / "first")}
+        student = str(place / "first" / "student")
+        for number, (name, way) in enumerate(WAYS.items()):
+            objective = dict(way["objective"])
+            if "cache" in objective:
+                objective["cache"] = str(place / objective["cache"])
+            found[name] = trained({**shared, "student": student, "objective": objective}, place / f"{number}")
+    table = Table("objective", *SHOWN, "seconds", title=f"{options.steps} steps of 8 rows from one fine-tuned student")
+    for name, metrics in found.items():
+        cells = (f"{metrics[f'{one}_after']:.3f}" for one in SHOWN)
+        table.add_row(name, *cells, f"{metrics['train_seconds']:.0f}")
+    Console().print(table)
+
+
+def _first_rows(data: Path, fields: dict[str, str], count: int, out: Path) -> Path:
+    """The first rows of a file whose prompt and response are short enough for two cores."""
+    sys.path.insert(0, str(ROOT))
+    from schemas.objective import Sft
+    from schemas.student import TrainingData
+    from training.examples import stream_examples
+
+    spec = TrainingData.model_validate({"path": str(data), "fields": fields})
+    with out.open("w") as file:
+        taken = 0
+        for (pair,) in stream_examples(spec, Sft()):
+            if len(pair.prompt) + len(pair.response) < 400 and taken < count:
+                taken += 1
+                file.write(json.dumps({"prompt": pair.prompt + "\n", "response": pair.response}) + "\n")
+    return out
+
+
+if __name__ == "__main__":
+    main()
