@@ -242,7 +242,7 @@ class Pool:
             elif self._unused > max(bucket.per_second * 4, 4 * enough):
                 self._unused, self._short = self._unused / 2, self._short / 2
         if self.charging is not Charging.LIVE:
-            starving = now - self._short_at < EPISODE_S and gap > 0.4 * bucket.per_second
+            starving = now - self._short_at < EPISODE_S and gap > max(0.4 * bucket.per_second, 3 * bucket.call)
             self._rich_since = (self._rich_since or now) if starving else None
             if self._rich_since is not None and now - self._rich_since > self._rich_s:
                 self._charge(Charging(self.charging - 1))

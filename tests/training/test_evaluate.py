@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -12,9 +14,13 @@ from conftest import Finished
 from test_trainer import rows_of, trained
 from tiny_students import student
 
+from schemas.errors import SpecError
 from schemas.evaluation import EvaluationSpec
-from training.compare import judged
+from schemas.student import TrainingData
+from training.compare import chosen, judged
 from training.comparison import page
+from training.data import data_digest
+from training.held_out import held_out_by, held_out_numbers
 
 Command = Callable[..., Finished]
 
@@ -108,3 +114,36 @@ def test_bad_input(
     spec.write_text(yaml.safe_dump(spec_of(three, data) | change))
     done = command("evaluate", spec, "--out", tmp_path / "out")
     assert done.returncode == 2 and told in done.stderr and not (tmp_path / "out").exists()
+
+
+def learned(place: str, data: Path, **how: Any) -> None:
+    """As if the student in `place` had been trained by us on `data`."""
+    digest = data_digest(TrainingData(path=str(data)))
+    train = {"eval_fraction": 0.2, "seed": 3, "eval_rows": 100, **how}
+    Path(place, "trained_on.json").write_text(json.dumps({"data": digest, "train": train}))
+
+
+def test_of_data_that_a_student_learned_only_what_it_held_out_is_asked(
+    three: dict[str, str], jsonl: Callable[..., Path]
+) -> None:
+    data = jsonl([{"prompt": f"Say {n}.", "response": "Yes."} for n in range(20)])
+    spec = EvaluationSpec.model_validate(spec_of(three, data))
+    assert held_out_by(spec) is None and len(chosen(spec, student("llama"))[0]) == 20
+    learned(three["good"], data)
+    pairs, _ = chosen(spec, student("llama"))
+    assert {pair.prompt for pair in pairs} == {f"Say {n}." for n in held_out_numbers(20, 0.2, 3, 100)}
+    learned(three["fair"], data, seed=4)
+    with pytest.raises(SpecError, match="good and fair learned from it and held out different rows"):
+        held_out_by(spec)
+
+
+def test_a_run_is_known_by_its_rows(three: dict[str, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "dataset").mkdir(parents=True)
+    pq.write_table(pa.table({"id": ["a"], "instruction": ["b"], "response": ["c"]}), run / "dataset" / "a.parquet")
+    (run / "manifest.json").write_text(json.dumps({"dataset": {"sha256": "ab" * 32}}))
+    spec = EvaluationSpec.model_validate({"students": three, "data": {"run": str(run)}})
+    assert held_out_by(spec) is None
+    train = {"eval_fraction": 0.2, "seed": 3, "eval_rows": 100}
+    Path(three["none"], "trained_on.json").write_text(json.dumps({"data": "ab" * 32, "train": train}))
+    assert held_out_by(spec) == (0.2, 3, 100)
