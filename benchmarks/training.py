@@ -8,6 +8,7 @@ through `limbeck train`, as a share of the step time of the same loop alone.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -27,10 +28,11 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder, whose training.py is this file
+from schemas.objective import Sft  # noqa: E402
 from schemas.student import TrainingData, TrainingSpec  # noqa: E402
-from training.examples import load_examples  # noqa: E402
+from training.examples import Pair, stream_examples  # noqa: E402
 from training.rows import TokenRow, rows_for  # noqa: E402
-from training.students import Student, load_student  # noqa: E402
+from training.students import Student, load_student, tokenizer_for  # noqa: E402
 from training.trainer import trainer_of  # noqa: E402
 
 STUDENT = {"from": "smollm2-135m", "layers": 4}
@@ -96,18 +98,21 @@ def loops(data: TrainingData, repeats: int, folder: Path) -> Table:
 def prepared(spec: TrainingSpec) -> tuple[Student, list[TokenRow]]:
     """A fresh student, always the same, and the rows that it learns."""
     assert spec.data is not None
-    pairs = [pair for example in load_examples(spec.data, spec.objective)[:ROWS] for pair in example]
-    student = load_student(spec.student, [text for p in pairs for text in (p.prompt, p.response)], spec.seed)
-    rows, _ = rows_for(spec, pairs, student.tokenizer, student.seq2seq)
+    student = load_student(spec.student, tokenizer_for(spec.student, (), None), spec.seed)
+    rows, _ = rows_for(spec, first_pairs(spec.data), student.tokenizer, student.seq2seq)
     return student, rows
+
+
+def first_pairs(data: TrainingData) -> list[Pair]:
+    """The first rows of the data."""
+    return [pair for (pair,) in itertools.islice(stream_examples(data, Sft()), ROWS)]
 
 
 def through_ray(data: TrainingData, repeats: int, folder: Path) -> Table:
     """The same rows and steps alone and through Ray Train; of both the time in the loop alone."""
     shares: list[float] = []
-    pairs = [pair for example in load_examples(data, spec_of(data).objective)[:ROWS] for pair in example]
     rows = folder / "pairs.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": p.prompt, "response": p.response}) + "\n" for p in pairs))
+    rows.write_text("".join(json.dumps({"prompt": p.prompt, "response": p.response}) + "\n" for p in first_pairs(data)))
     spec = spec_of(TrainingData(path=str(rows)), eval_fraction=1 / ROWS, epochs=2)
     place = folder / "spec.yaml"
     place.write_text(yaml.safe_dump(spec.model_dump(mode="json", by_alias=True)))

@@ -392,12 +392,15 @@ def fake_teacher(
 @app.command()
 def schema(
     training: Annotated[bool, typer.Option("--training", help="The training spec instead of the job spec.")] = False,
+    evaluation: Annotated[bool, typer.Option("--evaluation", help="The evaluation spec.")] = False,
 ) -> None:
     """Print the spec's JSON schema: every key with its meaning and default."""
+    from schemas.evaluation import EvaluationSpec
     from schemas.job import JobSpec
     from schemas.student import TrainingSpec
 
-    print(json.dumps((TrainingSpec if training else JobSpec).model_json_schema(by_alias=True), indent=2))
+    chosen = EvaluationSpec if evaluation else TrainingSpec if training else JobSpec
+    print(json.dumps(chosen.model_json_schema(by_alias=True), indent=2))
 
 
 def main() -> None:

@@ -1,11 +1,14 @@
-"""`limbeck evaluate`: check, judge every student, write the page."""
+"""`limbeck evaluate`, and the evaluation of a job: check, judge every student, write the page."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import SpecError, refused_as_spec
-from schemas.evaluation import EvaluationSpec
+from schemas.evaluation import EvaluationSpec, JobEvaluation
+from schemas.job import JobSpec
+from schemas.objective import Sft
 from services import cluster
 
 
@@ -24,13 +27,10 @@ def evaluate(
     from training.comparison import compare
     from training.examples import check_data
     from training.held_out import held_out_by
-    from training.students import check_student, check_teacher
 
     with refused_as_spec():
         check_data(spec.data, spec.objective)
-        for student in spec.students.values():
-            check_student(student, None)
-        check_teacher(spec.teacher)
+        check_models(spec)
         held_out_by(spec)
         if Path(out).exists() and not Path(out).is_dir():
             raise SpecError(f"--out {out}: it is a file", "name a folder")
@@ -38,3 +38,62 @@ def evaluate(
     cluster.connect(address)
     ready()
     return compare(spec, Path(out).absolute(), watch, stopping)
+
+
+def check_models(spec: EvaluationSpec | JobEvaluation) -> None:
+    """`SpecError` where a student or the teacher is not there."""
+    from training.students import check_student, check_teacher
+
+    for student in spec.students.values():
+        check_student(student, None)
+    check_teacher(spec.teacher)
+
+
+def check_of_job(spec: JobSpec) -> None:
+    """What of a job's evaluation can be wrong before anything is paid for."""
+    from training.examples import check_data
+
+    if spec.evaluate is None:
+        return
+    check_models(spec.evaluate)
+    data = spec.evaluate.data
+    if data is not None and (data.path is not None or data.run is not None):
+        check_data(data, spec.evaluate.objective)
+
+
+def of_job(spec: JobSpec, root: Path) -> EvaluationSpec:
+    """The evaluation that the job whose run is in `root` asks for."""
+    assert spec.evaluate is not None
+    own = None if spec.train is None else str(root / "student")
+    return spec.evaluate.of(own, str(root), spec.train.objective if spec.train else Sft())
+
+
+def made_of(spec: EvaluationSpec) -> dict[str, Any]:
+    """What an evaluation follows from: while it is the same, so are its figures."""
+    from training.data import data_digest
+    from training.students import named_weights_digest
+
+    models = [*spec.students.values(), *([spec.teacher] if spec.teacher else [])]
+    told = spec.model_dump(mode="json", by_alias=True)
+    return {"spec": told, "data": data_digest(spec.data), "models": named_weights_digest(models)}
+
+
+def is_evaluated(spec: JobSpec, root: Path) -> bool:
+    """Whether a run holds the evaluation that its spec asks for, if it asks for one."""
+    if spec.evaluate is None:
+        return True
+    try:
+        found: bool = json.loads((root / "evaluation.json").read_text())["made_of"] == made_of(of_job(spec, root))
+    except (OSError, ValueError, KeyError, TypeError, SpecError):
+        return False
+    return found and (root / "evaluation.html").is_file()
+
+
+def evaluate_job(spec: JobSpec, root: Path, watch: Callable[[], None], stopping: Callable[[], bool]) -> None:
+    """Judge the students of a job, on the Ray that is connected; evaluation.html and .json are in its run."""
+    from training.comparison import compare
+    from training.held_out import held_out_by
+
+    whole = of_job(spec, root)
+    held_out_by(whole)
+    compare(whole, root, lambda judged, of: watch(), stopping, made_of(whole))

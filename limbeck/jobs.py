@@ -1,4 +1,4 @@
-"""The one place that strings generation and training together."""
+"""The one place that strings generation, training and evaluation together."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from limbeck.evaluation import check_of_job, evaluate_job, is_evaluated
 from pipelines.estimate import Estimate, estimate
 from pipelines.harvest import SCHEMAS
 from pipelines.rundir import RunDirectory, differences, locked
@@ -41,7 +42,9 @@ def run(
         this.check(student=0 if spec.train is None else _student_bytes(spec.train))
         if spec.train is not None:
             _check_training(spec, spec.train, this.most_rows)
-    if this.is_finished and (spec.train is None or _is_trained(this, spec.train)):
+        check_of_job(spec)
+    trained = spec.train is None or _is_trained(this, spec.train)
+    if this.is_finished and trained and is_evaluated(spec, directory.root):
         this.manifest.notes.append("this run had finished before: nothing was asked, and nothing was changed")
         watch(this.manifest)
         return this.manifest
@@ -58,6 +61,9 @@ def run(
         this.generate()
         if spec.train is not None and not _is_trained(this, spec.train):
             _train_stage(this, spec.train)
+        if not is_evaluated(spec, directory.root):
+            with this.stage("evaluate"):
+                evaluate_job(spec, directory.root, lambda: this.watch(this.manifest), stopping)
         this.finish()
     return this.manifest
 
@@ -112,6 +118,7 @@ def plan(spec: JobSpec) -> Estimate:
             this.check(sizes=False)
             if spec.train is not None:
                 _check_training(spec, spec.train, this.most_rows)
+            check_of_job(spec)
             return estimate(spec, this.plan())
 
 

@@ -111,6 +111,8 @@ class Progress:
     def _facts(self, manifest: Manifest, now: float) -> list[tuple[str, str]]:
         if manifest.stage == "ray":
             return [("cluster", "connecting")]
+        if manifest.stage == "evaluate":
+            return [("students", "judging")]
         if manifest.stage == "train":
             return [("student", student_line(self._work))]
         calls, spend = manifest.calls, manifest.spend
@@ -159,6 +161,8 @@ def summary(manifest: Manifest, metrics: dict[str, Any] | None, out: Path) -> Ta
             table.add_row(label, f"{metrics[name + '_before']:.3f} before, {metrics[name + '_after']:.3f} after")
     if (report := out / "report.html").is_file():
         table.add_row("report", Text(str(report)))
+    if (page := out / "evaluation.html").is_file():
+        table.add_row("students judged", Text(str(page)))
     return table
 
 

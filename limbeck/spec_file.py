@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from schemas.errors import SpecError, refused_as_spec
-from schemas.evaluation import EvaluationSpec
+from schemas.evaluation import EvaluationSpec, named
 from schemas.explain import spec_error
 from schemas.job import JobSpec
 from schemas.lane import Strict
@@ -20,7 +20,8 @@ PATHS = (("source", "path"), ("prompt", "exemplars"), ("train", "data", "path"),
          ("data", "path"), ("data", "run"), ("train", "student", "from"), ("student", "from"),
          ("train", "student"), ("student",), ("train", "teacher"), ("teacher",), ("objective", "lm", "path"),
          ("train", "objective", "lm", "path"), ("objective", "cache"), ("train", "objective", "cache"),
-         ("k_shot", "pool"))  # fmt: skip
+         ("k_shot", "pool"), ("evaluate", "k_shot", "pool"), ("evaluate", "teacher"), ("evaluate", "data", "path"),
+         ("evaluate", "data", "run"))  # fmt: skip
 
 
 LONGEST_NAME = 255  # bytes of a file name, on every file system in common use
@@ -121,11 +122,10 @@ def resolve_paths(spec: dict[str, Any], folder: Path) -> None:
     teachers = spec.get("teachers")
     lanes = [t for t in teachers if isinstance(t, dict)] if isinstance(teachers, list) else []
     places = [(lane, "model") for lane in lanes if lane.get("provider") == "embedded"]
-    students = spec.get("students")
-    if isinstance(students, list) and all(isinstance(one, str) for one in students):
-        students = spec["students"] = {one: one for one in students}
-    if isinstance(students, dict):
-        places += [(students, name) for name in students]
+    judged = [part for part in (spec, spec.get("evaluate")) if isinstance(part, dict) and "students" in part]
+    for part in judged:
+        part["students"] = students = named(part["students"])
+        places += [(students, name) for name in students] if isinstance(students, dict) else []
     for *parents, last in PATHS:
         here: Any = spec
         for key in parents:
@@ -138,7 +138,7 @@ def resolve_paths(spec: dict[str, Any], folder: Path) -> None:
             continue
         if any(c < " " for c in value) or max(len(part.encode()) for part in value.split("/")) > LONGEST_NAME:
             raise SpecError(f"{key}: {value[:60]!r} cannot be a path", "name a file or a folder")
-        is_model = key in ("model", "student", "teacher", "from") or here is spec.get("students")
+        is_model = key in ("model", "student", "teacher", "from") or any(here is part["students"] for part in judged)
         expanded = os.path.expanduser(value)  # noqa: PTH111 - the method raises for an unknown user
         beside, current = folder / expanded, Path.cwd() / expanded
         if is_model and not (beside.exists() or current.exists()):

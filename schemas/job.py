@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from schemas.evaluation import JobEvaluation
 from schemas.lane import Strict, Teacher
 from schemas.student import TrainingSpec
 
@@ -183,7 +184,7 @@ class JobSpec(Strict):
     faithful: Literal[False] = Field(False, description="the paper's own behaviour: not built yet")
     publish: Publish = Publish()
     train: TrainingSpec | None = Field(None, description="a student to train on the dataset")
-    evaluate: None = Field(None, description="not built yet")
+    evaluate: JobEvaluation | None = Field(None, description="judge that student, and others beside it")
 
     @field_validator("curate", "publish", "prompt", "validation", "sampling", mode="before")
     @classmethod
@@ -217,6 +218,8 @@ class JobSpec(Strict):
             raise ValueError(f"section instruct does not go with pipeline {self.pipeline!r}")
         if self.pipeline == "instruct" and self.prompt.style == "few-shot":
             raise ValueError("prompt.style few-shot goes with pipeline 'cot'")
+        if self.evaluate is not None and self.train is None and not self.evaluate.students:
+            raise ValueError("evaluate has no student: add a train section, or name some in evaluate.students")
         if self.pipeline == "cot" and self.prompt.task == "multiple_choice" and "choices" not in self.source.fields:
             raise ValueError("prompt.task multiple_choice needs source.fields.choices, the column that holds them")
         return self
@@ -241,7 +244,7 @@ def models_gone(earlier: JobSpec, now: JobSpec) -> set[str]:
 def published_part(spec: JobSpec) -> dict[str, Any]:
     """What decides the files beside the rows: with another one a finished run is published again."""
     whole = spec.model_dump(mode="json", by_alias=True)
-    return {key: whole[key] for key in ("name", "publish", "evaluate")}
+    return {key: whole[key] for key in ("name", "publish")}
 
 
 def revisable_part(spec: JobSpec) -> dict[str, Any]:

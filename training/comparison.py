@@ -31,11 +31,13 @@ TITLES = {
 
 
 def compare(
-    spec: EvaluationSpec, out: Path, watch: Callable[[int, int], None], stopping: Callable[[], bool]
-) -> dict[str, Any]:
+    spec: EvaluationSpec, out: Path, watch: Callable[[int, int], None], stopping: Callable[[], bool],
+    made_of: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Judge every student on the Ray cluster that is connected, a task each; `out`/evaluation.json and .html.
 
-    `watch` gets (judged, of). Raises `LimbeckError` where a student cannot be judged, `Interrupted` where asked to.
+    `made_of` is written beside what was found, for whoever asks later whether it still holds. `watch` gets (judged,
+    of). Raises `LimbeckError` where a student cannot be judged, `Interrupted` where asked to.
     """
     import ray
 
@@ -61,7 +63,7 @@ def compare(
             if name not in found:
                 ray.cancel(ref, force=True)
     ordered = {name: found[name] for name in spec.students}
-    _write(spec, ordered, out)
+    _write(spec, ordered, out, made_of)
     return ordered
 
 
@@ -77,9 +79,9 @@ def _judge(spec: dict[str, Any], name: str) -> dict[str, Any]:
     return judged(EvaluationSpec.model_validate(spec), name)
 
 
-def _write(spec: EvaluationSpec, found: dict[str, dict[str, Any]], out: Path) -> None:
+def _write(spec: EvaluationSpec, found: dict[str, dict[str, Any]], out: Path, made_of: dict[str, Any] | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    whole = {"spec": spec.model_dump(mode="json", by_alias=True), "students": found}
+    whole = {"spec": spec.model_dump(mode="json", by_alias=True), "made_of": made_of, "students": found}
     (out / "evaluation.json").write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
     (out / "evaluation.html").write_text(page(spec, found))
 

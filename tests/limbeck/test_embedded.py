@@ -22,6 +22,7 @@ def test_an_embedded_teacher_answers_and_its_cut_weights_learn(
         rows, pipeline="instruct", source={"path": str(rows), "fields": {"id": "id", "input": "instruction"}},
         teachers=[{"provider": "embedded", "model": "smollm2-135m", "free": True}], sampling={"max_tokens": 24},
         train={"student": {"from": "smollm2-135m", "layers": 2}, "max_length": 64, "batch_size": 2},
+        evaluate={"seeds": [], "max_new_tokens": 8, "max_length": 64},
     )  # fmt: skip
     run = tmp_path / "run"
     done = command("run", spec, "--out", run)
@@ -35,3 +36,12 @@ def test_an_embedded_teacher_answers_and_its_cut_weights_learn(
     student = transformers.AutoModelForCausalLM.from_pretrained(run / "student")
     assert student.config.num_hidden_layers == 2 and not hasattr(student.config, "quantization_config")
     assert transformers.AutoTokenizer.from_pretrained(run / "student")("hello")["input_ids"]
+    judged = json.loads((run / "evaluation.json").read_text())["students"]
+    assert list(judged) == ["student"] and judged["student"]["rows"] == 1  # the one of six that it did not learn
+    assert judged["student"]["metrics"]["loss"][0] == pytest.approx(metrics["loss_after"], rel=0.02)
+    assert "that none of them has learned" in (run / "evaluation.html").read_text()
+    again = command("run", spec, "--out", run)
+    assert again.returncode == 0 and "nothing was changed" in again.stderr
+    more = command("run", spec, "--out", run, "--set", "evaluate.max_new_tokens=4")
+    assert more.returncode == 0 and "answered 0" in more.stderr, more.stderr
+    assert json.loads((run / "evaluation.json").read_text())["spec"]["max_new_tokens"] == 4

@@ -150,3 +150,21 @@ def test_a_key_in_the_wrong_place_is_not_repeated(lane: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_a_base_url_that_cannot_be_one_is_refused(url: str) -> None:
     assert "base_url" in problem(teachers=[{"provider": "openai", "model": "m", "free": True, "base_url": url}]).message
+
+
+def test_an_evaluation_needs_a_student() -> None:
+    assert "evaluate has no student" in problem(evaluate={"rows": 5}).message
+    named = JobSpec.model_validate({**WHOLE, "evaluate": {"students": ["a/student", "b/student"]}})
+    assert named.evaluate is not None and named.evaluate.students == {
+        "a/student": "a/student",
+        "b/student": "b/student",
+    }
+
+
+def test_a_job_s_evaluation_is_of_its_own_student_on_its_own_rows() -> None:
+    train = {"student": {"scratch": {}}, "objective": {"name": "step_by_step", "alpha": 0.3}}
+    spec = JobSpec.model_validate({**WHOLE, "train": train, "evaluate": {"students": {"other": "o"}, "rows": 7}})
+    assert spec.evaluate is not None and spec.train is not None
+    whole = spec.evaluate.of("run/student", "run", spec.train.objective)
+    assert whole.students == {"student": "run/student", "other": "o"} and whole.rows == 7
+    assert whole.data.run == "run" and whole.objective == spec.train.objective

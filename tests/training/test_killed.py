@@ -114,10 +114,12 @@ def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(
 def test_a_training_that_loses_a_machine_goes_on_with_what_is_left_and_learns_the_same(
     limbeck: Limbeck, undisturbed: Path, spec: Path, tmp_path: Path
 ) -> None:
+    """Though each machine held but a share of the weights: checkpoints are whole."""
     from ray.cluster_utils import Cluster
 
     out, elastic = tmp_path / "out", tmp_path / "elastic.yaml"
-    elastic.write_text(yaml.safe_dump({**yaml.safe_load(spec.read_text()), "min_workers": 1}))
+    changed = {**yaml.safe_load(spec.read_text()), "min_workers": 1, "sharding": True}
+    elastic.write_text(yaml.safe_dump(changed))
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         second = machines.add_node(num_cpus=1)
@@ -133,6 +135,9 @@ def test_a_training_that_loses_a_machine_goes_on_with_what_is_left_and_learns_th
     found, whole = curve(out / "student"), curve(undisturbed)
     assert found.keys() == whole.keys()
     assert [*found.values()] == pytest.approx([*whole.values()], rel=1e-3)
+    quiet, lost = (json.loads((one / "metrics.json").read_text()) for one in (undisturbed, out / "student"))
+    assert lost["loss_after"] == pytest.approx(quiet["loss_after"], rel=1e-3)
+    assert transformers.AutoModelForCausalLM.from_pretrained(out / "student").num_parameters() == quiet["parameters"]
 
 
 def test_a_step_must_be_the_same_with_any_number_of_workers() -> None:
