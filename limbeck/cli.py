@@ -245,10 +245,13 @@ def train(
     def work() -> None:
         from limbeck.progress import TrainingProgress
         from limbeck.spec_file import load_training
+        from schemas.student import advice
 
         loaded = load_training(spec, settings or [])
         from limbeck import jobs
 
+        if said := advice(loaded):
+            print(f"note: {said}", file=sys.stderr)
         stop = StopFlag("finishing the step")
         place = lasting(out)
         if (metrics := jobs.trained(loaded, place)) is not None:

@@ -18,7 +18,7 @@ from pipelines.runner import Run, Watch
 from schemas.errors import UNFORESEEN, LimbeckError, SpecError, refused_as_spec
 from schemas.job import JobSpec
 from schemas.manifest import Manifest
-from schemas.student import TRAINED_ON, TrainingData, TrainingSpec
+from schemas.student import TRAINED_ON, TrainingData, TrainingSpec, advice
 from services import cluster
 
 FEW_STEPS = 10  # of which a student can have learned little
@@ -184,6 +184,8 @@ def _train_stage(this: Run, spec: TrainingSpec) -> None:
             spec.model_copy(update={"data": data}), this.directory.root,
             watch=lambda _: this.watch(this.manifest), stopping=this.stopping, made_of=made_of, keeps=False,
         )  # fmt: skip
+    if said := advice(spec):
+        this.warn(said)
     if metrics["steps"] < FEW_STEPS:
         this.warn(f"the student took {metrics['steps']} steps: train.epochs, or a smaller batch_size, gives it more")
     if metrics["rows_too_long"]:

@@ -20,7 +20,8 @@ PATHS = (("source", "path"), ("prompt", "exemplars"), ("train", "data", "path"),
          ("data", "path"), ("data", "run"), ("train", "student", "from"), ("student", "from"),
          ("train", "student"), ("student",), ("train", "teacher"), ("teacher",), ("objective", "lm", "path"),
          ("train", "objective", "lm", "path"), ("objective", "cache"), ("train", "objective", "cache"),
-         ("k_shot", "pool"), ("evaluate", "k_shot", "pool"), ("evaluate", "teacher"), ("evaluate", "data", "path"),
+         ("k_shot", "pool"), ("evaluate", "k_shot", "pool"), ("lm_eval_tasks",),
+         ("evaluate", "lm_eval_tasks"), ("evaluate", "teacher"), ("evaluate", "data", "path"),
          ("evaluate", "data", "run"))  # fmt: skip
 
 

@@ -32,6 +32,7 @@ class Judging(Strict):
     max_length: Annotated[int, Field(ge=8, le=10_000_000)] = Field(512, description="tokens of prompt and response")
     k_shot: KShot | None = Field(None, description="with objective icl, whose rows have options")
     lm_eval: list[Name] = Field([], description="tasks of lm-eval, as in [piqa, boolq]; needs limbeck[lm-eval]")
+    lm_eval_tasks: Name | None = Field(None, description="a folder with lm-eval tasks of one's own")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @field_validator("objective", mode="before")

@@ -204,3 +204,13 @@ class TrainingSpec(Strict):
         if not isinstance(value, FromScratch | LayerCut | str):
             raise ValueError("must be {scratch: ...}, {from: ..., layers: N}, or a Hugging Face id or path")
         return value
+
+
+def advice(spec: TrainingSpec) -> str:
+    """What a spec that is right may still get wrong; empty where there is nothing to say."""
+    if samples(spec.objective) and not isinstance(spec.student, str):
+        return (
+            f"{spec.objective.name} learns from what the student writes, and a cut or new one cannot write yet: its "
+            "paper starts from a fine-tuned student, as in student: RUN/student"
+        )
+    return ""

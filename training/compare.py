@@ -39,7 +39,7 @@ def judged(spec: EvaluationSpec, name: str) -> dict[str, Any]:
         metrics |= beside_teacher(student, teacher, rows)
         del teacher
     written, scores = on_responses(spec, student, pairs)
-    metrics |= scores | in_context(spec, student) | lm_eval(spec, name)
+    metrics |= scores | in_context(spec, student) | lm_eval(spec, student)
     shown = zip(pairs[:SHOWN], written[:SHOWN], strict=True)
     return {
         "metrics": {key: list(value) for key, value in metrics.items()}, "rows": len(rows),
@@ -135,18 +135,22 @@ def on_responses(
     return written, found
 
 
-def lm_eval(spec: EvaluationSpec, name: str) -> dict[str, Interval]:
-    """Tasks of EleutherAI's harness, with its own standard errors."""
+def lm_eval(spec: EvaluationSpec, student: Student) -> dict[str, Interval]:
+    """Tasks of EleutherAI's harness, with its own standard errors. `LimbeckError` where it does not know a task."""
     if not spec.lm_eval:
         return {}
     try:
         import lm_eval as harness
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
     except ImportError:
         raise LimbeckError("lm_eval: the package is not installed", "pip install 'limbeck[lm-eval]'") from None
-    model = pretrained(spec.students[name])
-    backend = "seq2seq" if model.seq2seq else "causal"
-    wrapped = harness.models.huggingface.HFLM(pretrained=model.model, tokenizer=model.tokenizer, backend=backend)
-    scores = harness.simple_evaluate(model=wrapped, tasks=list(spec.lm_eval))["results"]
+    known = TaskManager(include_path=spec.lm_eval_tasks)
+    if odd := [task for task in spec.lm_eval if task not in known.all_tasks]:
+        raise LimbeckError(f"lm_eval: it knows no task {odd[0]!r}", "lm-eval ls tasks shows them all")
+    backend = "seq2seq" if student.seq2seq else "causal"
+    wrapped = HFLM(pretrained=student.model, tokenizer=student.tokenizer, backend=backend)
+    scores = harness.simple_evaluate(model=wrapped, tasks=list(spec.lm_eval), task_manager=known)["results"]
     return {f"{task}: {key.partition(',')[0]}": _with_error(found, key) for task, found in scores.items()
             for key in found if key.startswith(("acc,", "acc_norm,", "exact_match,"))}  # fmt: skip
 

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from schemas.objective import Gkd, MiniLLM, StepByStep, teaches
 from schemas.recipes import RECIPES
-from schemas.student import TrainingSpec
+from schemas.student import TrainingSpec, advice
 
 
 def spec(**sections: object) -> TrainingSpec:
@@ -38,3 +38,11 @@ def test_white_box_recipes_want_a_teacher_and_unknown_ones_are_told() -> None:
     for odd in ("lamini2", ["kd"]):
         with pytest.raises(ValidationError, match="is not known"):
             spec(recipe=odd)
+
+
+def test_who_learns_from_what_it_writes_should_be_able_to_write() -> None:
+    sampled = {"student": {"from": "m", "layers": 2}, "teacher": "t", "objective": {"name": "gkd"}}
+    assert "starts from a fine-tuned student" in advice(TrainingSpec.model_validate(sampled))
+    fixed = {**sampled, "objective": {"name": "gkd", "lambda": 0.0}}
+    for fine in (fixed, {**sampled, "student": "run/student"}):
+        assert advice(TrainingSpec.model_validate(fine)) == ""

@@ -51,14 +51,14 @@ def test_a_request_limit_is_used_whole_and_never_broken(burst_s: float, headers:
     assert max(provider.served_in_any_minute()) <= 6000
 
 
-@pytest.mark.parametrize("rpm", [20, 30, 60, 70, 90, 120, 300])
+@pytest.mark.parametrize("rpm", [30, 60, 90, 300])
 @pytest.mark.parametrize("headers", [True, False], ids=["headers", "silent"])
 @pytest.mark.parametrize("workers", [{"a": "run"}, WORKERS, TWO_RUNS], ids=["one", "two", "runs"])
 def test_a_small_request_limit_is_used_whole_too(rpm: int, headers: bool, workers: dict[str, str]) -> None:
     provider = Provider({"requests": rpm}, headers=headers, latency_s=0.3)  # it holds one request, or a few
     simulation = Simulation(provider, workers, {"requests": rpm}, demand(200), unequal)
-    simulation.run(600.0)
-    assert simulation.used(5.0, 600.0, rpm, tokens=False) >= 0.97
+    simulation.run(300.0)
+    assert simulation.used(5.0, 300.0, rpm, tokens=False) >= 0.97
     assert simulation.refused_share <= 0.005
 
 

@@ -18,7 +18,8 @@ from tiny_students import student, without_dropout
 from schemas.student import TrainingSpec
 from training.trainer import TokenTrainer, trainer_of
 
-OBJECTIVES: list[dict[str, Any]] = [{"name": "sft"}, {"name": "kd"}, {"name": "hidden"}]
+# `hidden` has weights of its own beside the student's.
+TRAININGS: list[tuple[str, dict[str, Any]]] = [("llama", {"name": "hidden"}), ("t5", {"name": "kd"})]
 
 
 def trainer(arch: str, objective: dict[str, Any], out: Path, workers: int, stop_at: int = 0) -> TokenTrainer:
@@ -30,7 +31,7 @@ def trainer(arch: str, objective: dict[str, Any], out: Path, workers: int, stop_
     )  # fmt: skip
     rows = rows_of(made, objective["name"])
     wished = lambda: found[0].state.global_step == stop_at  # noqa: E731
-    teacher = teacher_of(arch) if objective["name"] != "sft" else None
+    teacher = teacher_of(arch)
     found.append(trainer_of(spec, made, teacher, rows, rows, out, (), wished))
     return found[0]
 
@@ -47,17 +48,15 @@ def outcome(done: TokenTrainer) -> dict[str, Any]:
 
 def main(folder: Path, workers: int) -> None:
     found = {}
-    for arch in ("llama", "t5"):
-        for objective in OBJECTIVES:
-            name = f"{arch}-{objective['name']}"
-            whole = trainer(arch, objective, folder / name, workers)
-            whole.go_on()
-            found[name] = outcome(whole)
-            if workers > 1:
-                trainer(arch, objective, folder / f"{name}-cut", workers, stop_at=4).go_on()
-                second = trainer(arch, objective, folder / f"{name}-cut", workers)
-                assert second.go_on() == 4
-                found[f"{name}, resumed"] = outcome(second)
+    for arch, objective in TRAININGS:
+        whole = trainer(arch, objective, folder / arch, workers)
+        whole.go_on()
+        found[arch] = outcome(whole)
+        if workers > 1:
+            trainer(arch, objective, folder / f"{arch}-cut", workers, stop_at=4).go_on()
+            second = trainer(arch, objective, folder / f"{arch}-cut", workers)
+            assert second.go_on() == 4
+            found[f"{arch}, resumed"] = outcome(second)
     print(json.dumps(found), flush=True)
 
 

@@ -14,7 +14,7 @@ from conftest import Finished
 from test_trainer import rows_of, trained
 from tiny_students import student
 
-from schemas.errors import SpecError
+from schemas.errors import LimbeckError, SpecError
 from schemas.evaluation import EvaluationSpec
 from schemas.student import TrainingData
 from training.compare import chosen, judged
@@ -147,3 +147,26 @@ def test_a_run_is_known_by_its_rows(three: dict[str, str], tmp_path: Path) -> No
     train = {"eval_fraction": 0.2, "seed": 3, "eval_rows": 100}
     Path(three["none"], "trained_on.json").write_text(json.dumps({"data": "ab" * 32, "train": train}))
     assert held_out_by(spec) == (0.2, 3, 100)
+
+
+def test_tasks_of_the_harness_are_run_where_it_is_installed(
+    three: dict[str, str], jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    asked = [
+        {"question": f"What is {c}?", "choices": [" The apple.", " The leaf."], "gold": 0} for c in ("red", "fire")
+    ]
+    task = {
+        "task": "colours", "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(jsonl(asked, "t.jsonl"))}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{question}}",
+        "doc_to_choice": "choices", "doc_to_target": "gold", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }  # fmt: skip
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "colours.yaml").write_text(yaml.safe_dump(task))
+    data = jsonl([{"prompt": "a", "response": "b"}] * 2)
+    whole = spec_of(three, data, lm_eval=["colours"], lm_eval_tasks=str(tmp_path / "tasks"), seeds=[])
+    found = judged(EvaluationSpec.model_validate(whole), "good")["metrics"]
+    assert 0 <= found["colours: acc"][0] <= 1 and "colours: acc_norm" in found
+    with pytest.raises(LimbeckError, match="it knows no task 'nope'"):
+        judged(EvaluationSpec.model_validate({**whole, "lm_eval": ["nope"]}), "good")
