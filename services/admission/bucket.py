@@ -11,7 +11,8 @@ START_S = 0.1  # what a fresh bucket holds: the first calls leave at once, and a
 SLOT_S = 0.05
 HELD_S = 0.25  # for about so long a worker holds what it was granted
 CROWD = 20  # calls a second
-JITTER_S = 0.02  # between two calls that must be so far apart: one that arrives early is refused
+# Between two calls that must be so far apart, for one that arrives early is refused; more where that happens.
+JITTER_S, MOST_JITTER_S = 0.02, 0.2
 SLOWEST = 0.05  # of the limit; below that a lane is not slowed any further
 
 
@@ -59,6 +60,7 @@ class Bucket:
         self._whole = whole  # grants come in whole numbers: half a request is of no use to anybody
         self.factor = 1.0
         self.burst_s = BURST_S
+        self.jitter_s = JITTER_S
         self.call = 0.0  # what one takes
         self._credit: dict[str, float] = {}
         self._few = False
@@ -75,13 +77,14 @@ class Bucket:
     def capacity(self) -> float:
         # Never less than two calls, or the refill of the time until somebody asks again would be lost.
         most, least = self.per_second * BURST_S, self.per_second * self.burst_s
-        return max(1.0 + self._apart, min(most, max(least, 2 * self.call)))
+        # Above the price of one: the factor may have risen since the bucket was filled.
+        return max(1.0 + 1.25 * self._apart, min(most, max(least, 2 * self.call)))
 
     @property
     def _apart(self) -> float:
         """What a request costs beyond itself where the strictest server holds one and no more: the next must not
         arrive early."""
-        return self.per_second * JITTER_S if self._whole and self.per_second * BURST_S <= 1.0 else 0.0
+        return self.per_second * self.jitter_s if self._whole and self.per_second * BURST_S <= 1.0 else 0.0
 
     @property
     def level(self) -> float:
@@ -162,6 +165,7 @@ class Bucket:
     def tighten(self) -> None:
         """The server refused although the bucket held something: it allows shorter bursts than this one."""
         self.burst_s = max(SMALLEST_BURST_S, self.burst_s / 2)
+        self.jitter_s = min(MOST_JITTER_S, self.jitter_s * 2)
 
     def slow(self, by: float) -> None:
         """Use a smaller share of the limit: somebody else uses it too, or it is lower than was said."""
@@ -171,3 +175,4 @@ class Bucket:
         """Go back towards the whole limit, `haste` times as fast, and towards the whole burst."""
         self.factor = min(1.0, self.factor + haste * by)
         self.burst_s = min(BURST_S, self.burst_s * (1 + by))
+        self.jitter_s = max(JITTER_S, self.jitter_s * (1 - by))

@@ -62,6 +62,29 @@ def test_a_small_request_limit_is_used_whole_too(rpm: int, headers: bool, worker
     assert simulation.refused_share <= 0.005
 
 
+@pytest.mark.parametrize("jitter_s", [0.03, 0.06])
+@pytest.mark.parametrize("headers", [True, False], ids=["headers", "silent"])
+def test_on_a_path_of_uneven_length_requests_leave_further_apart(jitter_s: float, headers: bool) -> None:
+    provider = Provider({"requests": 60}, headers=headers, latency_s=0.3)
+    simulation = Simulation(provider, WORKERS, {"requests": 60}, demand(200), unequal, jitter_s=jitter_s)
+    simulation.run(600.0)
+    assert simulation.used(30.0, 600.0, 60, tokens=False) >= 0.88
+    assert simulation.refused_share <= 0.03
+
+
+@pytest.mark.parametrize(("told", "true"), [(75, 60), (100, 60), (500, 60), (60, 40)])
+@pytest.mark.parametrize("workers", [{"a": "run"}, WORKERS], ids=["one", "two"])
+def test_a_small_limit_that_is_lower_than_the_spec_says_leaves_no_gaps(
+    told: int, true: int, workers: dict[str, str]
+) -> None:
+    provider = Provider({"requests": true}, headers=False, latency_s=0.3)
+    simulation = Simulation(provider, workers, {"requests": told}, demand(200), unequal)
+    simulation.run(300.0)
+    times = [when for when, _ in provider.admitted]
+    assert simulation.used(5.0, 300.0, true, tokens=False) >= 0.6
+    assert max(b - a for a, b in itertools.pairwise(times)) <= 5.0
+
+
 @pytest.mark.parametrize("tpm", [24_000, 60_000])
 @pytest.mark.parametrize("gives_back", [True, False], ids=["actual", "reserved"])
 @pytest.mark.parametrize("workers", [{"a": "run"}, WORKERS, TWO_RUNS], ids=["one", "two", "runs"])
