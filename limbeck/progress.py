@@ -36,6 +36,8 @@ def training_line(now: dict[str, Any]) -> str:
     """What a training says of itself, in words."""
     if "captured" in now:
         return f"teacher written down: {now['captured']}/{now['shards']} shards"
+    if "measuring" in now:
+        return "measuring what the student is worth before"
     if "tokenised" in now:
         return f"{now['tokenised']:,} rows in tokens"
     speed = f"{now['tokens_per_second']:,.0f} tokens/s" + (f", MFU {now['mfu']:.1%}" if "mfu" in now else "")

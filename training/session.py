@@ -138,6 +138,7 @@ class Session:
             metrics.update(json.loads(kept.read_text()))
         elif self.rank == 0:
             known = set(metrics)
+            tell(self.work, {"measuring": "before"})
             self._measure("before", metrics, *what)
             kept.parent.mkdir(parents=True, exist_ok=True)
             new = kept.with_suffix(".new")

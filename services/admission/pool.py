@@ -359,7 +359,9 @@ class Pool:
         if least < 1.0:
             self._short_at = now
         for name, bucket in self._buckets.items():
-            surplus = granted[name] - least * report.wanted.get(name, 0.0)
+            usable = least * report.wanted.get(name, 0.0)
+            # A part of a request is of no use: kept until there is more, it would leave close behind the next one.
+            surplus = granted[name] - (int(usable + 1e-9) if name == "requests" else usable)
             if surplus > 1e-9:
                 bucket.give_back(report.worker, surplus, now)
                 granted[name] -= surplus
