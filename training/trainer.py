@@ -1,5 +1,6 @@
 """A `transformers.Trainer` whose loss is one number however a step's rows are split over micro-batches and workers."""
 
+import contextlib
 import itertools
 import math
 import os
@@ -127,6 +128,15 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
+
+    @contextlib.contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Between the batches of a step weights that are shared out keep their gradients to themselves."""
+        self._learner.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self._learner.set_requires_gradient_sync(True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As the stock one, and it is there for all workers, or is told by all."""

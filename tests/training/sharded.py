@@ -25,8 +25,8 @@ TRAININGS: list[tuple[str, dict[str, Any]]] = [("llama", {"name": "hidden"}), ("
 def trainer(arch: str, objective: dict[str, Any], out: Path, workers: int, stop_at: int = 0) -> TokenTrainer:
     made, found = without_dropout(student(arch)), []
     spec = TrainingSpec.model_validate(
-        {"student": "s", "teacher": "t", "objective": objective, "batch_size": 8 // workers, "workers": workers,
-         "sharding": workers > 1, "packing": False, "max_length": 64, "epochs": 8, "learning_rate": 0.01,
+        {"student": "s", "teacher": "t", "objective": objective, "batch_size": 4 // workers, "accumulation": 2,
+         "workers": workers, "sharding": workers > 1, "packing": False, "max_length": 64, "epochs": 8, "learning_rate": 0.01,
          "checkpoints": {"every": 3, "best": True}}
     )  # fmt: skip
     rows = rows_of(made, objective["name"])
