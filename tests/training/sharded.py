@@ -26,8 +26,8 @@ def trainer(arch: str, objective: dict[str, Any], out: Path, workers: int, stop_
     made, found = without_dropout(student(arch)), []
     spec = TrainingSpec.model_validate(
         {"student": "s", "teacher": "t", "objective": objective, "batch_size": 4 // workers, "accumulation": 2,
-         "workers": workers, "sharding": workers > 1, "packing": False, "max_length": 64, "epochs": 8, "learning_rate": 0.01,
-         "checkpoints": {"every": 3, "best": True}}
+         "workers": workers, "sharding": workers > 1, "packing": False, "max_length": 64, "epochs": 8,
+         "learning_rate": 0.01, "checkpoints": {"every": 3, "best": True}}
     )  # fmt: skip
     rows = rows_of(made, objective["name"])
     wished = lambda: found[0].state.global_step == stop_at  # noqa: E731
