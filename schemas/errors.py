@@ -30,6 +30,12 @@ class LimbeckError(Exception):
         return self.message
 
 
+def raised_there(error: Exception) -> Exception:
+    """Ours, where the error that a remote call brought back wraps one of ours as its `cause`; else itself."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, LimbeckError) else error
+
+
 class SpecError(LimbeckError):
     """Something is wrong before any teacher is called."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import Interrupted, LimbeckError, SpecError
+from schemas.errors import Interrupted, LimbeckError, SpecError, raised_there
 from schemas.student import TRAINED_ON, TrainingSpec
 
 POLL_S = 0.5
@@ -138,9 +138,7 @@ def outcome_of(ref: Any) -> Any:
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, LimbeckError):
-            raise error.cause from None
-        raise
+        raise raised_there(error) from None
 
 
 def _failure(work: Path, error: BaseException) -> LimbeckError:

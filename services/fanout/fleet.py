@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError, SpecError
+from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError, SpecError, raised_there
 from schemas.lane import Teacher
 from schemas.weights import gguf_weights
 from services import cluster
@@ -279,9 +279,7 @@ def _get(ref: Any) -> Any:
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, LimbeckError):
-            raise error.cause from None
-        raise
+        raise raised_there(error) from None
 
 
 def _address(server: Any) -> tuple[str, str]:
