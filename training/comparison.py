@@ -126,7 +126,7 @@ def _bars(name: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         shown = f"{mean:.3f}" + (f"  [{low:.3f}, {high:.3f}]" if low != high else "")
         width, left, right = (round(100 * max(0.0, x) / top, 2) if math.isfinite(x) else 0 for x in (mean, low, high))
         bars.append({"name": student, "shown": shown, "width": width, "low": left, "high": right,
-                     "best": len(values) > 1 and mean == best})  # fmt: skip
+                     "best": len(set(means)) > 1 and mean == best})  # fmt: skip
     return {"title": title, "note": note, "bars": bars}
 
 
