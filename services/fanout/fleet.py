@@ -158,7 +158,10 @@ class Fleet:
                 raise self._failure
             if ray.get(self._feed.finished.remote()):
                 break
-            # A lane that closed late gave calls back after the other lanes had run dry: they take them over.
+            # A lane that closed late gave calls back after the other lanes had run dry: they take them over. Not those
+            # of its own workers that had ended before: they would take the calls, and close without sending any.
+            for name in [name for name, (lane, _) in self._workers.items() if lane.closed]:
+                self._bury(name)
             # `stopped` stands beside the ends: a stop before a plan's first unit ends its workers as done.
             now: Progress = ray.get(self._feed.progress.remote())
             moved = now.sent + now.failed
