@@ -111,10 +111,10 @@ def test_a_budget_holds_where_a_server_counts_more_than_can_be_foreseen(
         rows = [{"id": i, "input": f"What is {'very ' * (i % 7 * 60)}odd number {i}?"} for i in range(900)]
         Path(job.source.path).write_text("".join(json.dumps(row) + "\n" for row in rows))
         with pytest.raises(BudgetExhausted):
-            limbeck.run(job, tmp_path / "run", workers=8)
+            limbeck.run(job, tmp_path / "run", workers=4)
         assert 0.8 <= teacher.bill()["usd"] <= 1.0
         with pytest.raises(BudgetExhausted):
-            limbeck.run(job, tmp_path / "run", workers=8)  # the next start knows what this one learned
+            limbeck.run(job, tmp_path / "run", workers=4)  # the next start knows what this one learned
         bill = teacher.bill()
     assert bill["usd"] <= 1.0
     said = Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_bytes())
@@ -128,7 +128,7 @@ def test_a_budget_ends_a_run_of_more_workers_than_calls_may_be_in_flight(tmp_pat
         priced = job.teachers[0].model_dump() | {"price": {"input": 1, "output": 10}}
         job = JobSpec.model_validate(job.model_dump(by_alias=True) | {"teachers": [priced]})
         with pytest.raises(BudgetExhausted):
-            limbeck.run(job, tmp_path / "run", workers=4)
+            limbeck.run(job, tmp_path / "run", workers=3)
         assert 0.003 <= teacher.bill()["usd"] <= 0.005
 
 
@@ -136,7 +136,7 @@ def test_a_budget_ends_a_run_of_more_workers_than_calls_may_be_in_flight(tmp_pat
 def test_calls_and_tokens_can_be_capped_too(tmp_path: Path, cap: dict[str, int], most: int) -> None:
     with teacher_server(*SERVER) as teacher:
         with pytest.raises(BudgetExhausted):
-            limbeck.run(spec(tmp_path, teacher, 200, budget=cap), tmp_path / "run", workers=4)
+            limbeck.run(spec(tmp_path, teacher, 200, budget=cap), tmp_path / "run", workers=2)
         bill = teacher.bill()
     assert 0 < bill["calls"] <= most
     if "tokens" in cap:
@@ -149,7 +149,7 @@ def test_calls_that_fit_no_lane_that_is_left_end_the_run_instead_of_waiting_for_
         small = {"base_url": teacher.base_url, "model": "small", "limits": Limits(tpm=50)}
         two = [job.teachers[0], job.teachers[0].model_copy(update=small)]
         with pytest.raises(LaneUnusable, match="auth"):
-            limbeck.run(job.model_copy(update={"teachers": two}), tmp_path / "run")
+            limbeck.run(job.model_copy(update={"teachers": two}), tmp_path / "run", workers=1)
         assert teacher.bill()["calls"] == 0
 
 
@@ -157,7 +157,7 @@ def test_a_limit_is_used_from_the_first_second_though_answers_take_long(tmp_path
     with teacher_server("--latency", "4", "--rpm", "6000", "--price", "0.40:1.60") as teacher:
         job = spec(tmp_path, teacher, 360)
         patient = job.teachers[0].model_copy(update={"limits": Limits(rpm=6000), "timeout_s": 30.0})
-        limbeck.run(job.model_copy(update={"teachers": [patient]}), tmp_path / "run")
+        limbeck.run(job.model_copy(update={"teachers": [patient]}), tmp_path / "run", workers=1)
         bill = teacher.bill()
     assert bill["peak_in_flight"] > 220  # 360 at the most; aiohttp's own pools would have let 200 out
     assert bill["refused_total"] <= 5

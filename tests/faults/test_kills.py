@@ -6,15 +6,17 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import ray
-from conftest import Limbeck
+from conftest import Finished, Limbeck
 from teacher_server import RunningTeacher, teacher_server
 
 import limbeck as api
@@ -53,6 +55,26 @@ def half_way(limbeck: Limbeck, spec: Path, run: Path, teacher: RunningTeacher, c
     process = limbeck.start("run", spec, "--out", run)
     wait_until(lambda: teacher.bill()["calls"] >= calls, process)
     return process
+
+
+@contextmanager
+def interrupt_when(condition: Callable[[], bool]) -> Iterator[None]:
+    """Ctrl-C in this process as soon as the condition holds, if that is before the end of the block."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            if condition():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def newest(actor: str) -> psutil.Process:
@@ -112,17 +134,15 @@ def test_ctrl_c_finishes_the_calls_in_flight_and_pays_for_none_twice(
 
 
 def test_ctrl_c_while_the_student_is_trained_is_an_interrupt_that_can_be_resumed(
-    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+    command: Callable[..., Finished], job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
     small = {"scratch": {"layers": 1, "hidden": 32, "heads": 2, "vocab": 320}}
     spec = job(questions(jsonl, 60), train={"student": small, "epochs": 2_000, "max_length": 128})
     run = tmp_path / "run"
-    process = limbeck.start("run", spec, "--out", run)
-    wait_until((run / ".work" / "train-progress.json").exists, process)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=90)
-    assert process.returncode == 130, errors
-    assert "interrupted while the student was trained" in errors
+    with interrupt_when((run / ".work" / "train-progress.json").exists):
+        done = command("run", spec, "--out", run, "--workers", 1)
+    assert done.returncode == 130, done.stderr
+    assert "interrupted while the student was trained" in done.stderr
     assert state(run) == "interrupted"
     said = run_it(spec, run, "train.epochs=8", "train.learning_rate=0.01")
     assert said.calls.answered == 60 and said.state == "finished"
@@ -228,9 +248,9 @@ def test_a_stop_between_two_stages_ends_the_run(job: Write, jsonl: Write, tmp_pa
         )
         run = tmp_path / "run"
         with pytest.raises(Interrupted):
-            run_it(spec, run, stopping=lambda: bool(teacher.bill()["first_at"] > 0))
+            run_it(spec, run, workers=1, stopping=lambda: bool(teacher.bill()["first_at"] > 0))
         assert teacher.bill()["calls"] == 1  # the one call that writes instructions
-        said = run_it(spec, run)
+        said = run_it(spec, run, workers=1)
         assert teacher.bill()["repeated"] == 0
     assert said.rows.accepted == 8
 
@@ -294,12 +314,12 @@ def test_a_run_goes_on_with_a_second_account_and_another_model(job: Write, jsonl
     with teacher_server() as first, teacher_server() as second:
         spec = job(rows, teachers=[lane(first)], budget={"calls": 20})
         with pytest.raises(BudgetExhausted):
-            run_it(spec, run)
+            run_it(spec, run, workers=1)
         more = [lane(second, model="n"), lane(second), lane(first)]
-        said = run_it(job(rows, teachers=more), run)
+        said = run_it(job(rows, teachers=more), run, workers=1)
         assert first.bill()["calls"] + second.bill()["calls"] == 60
         with pytest.raises(SpecError, match="teachers: was"):  # its first model has answered
-            run_it(job(rows, teachers=[lane(second, model="n")]), run)
+            run_it(job(rows, teachers=[lane(second, model="n")]), run, workers=1)
     assert said.calls.reused == 20 and said.rows.accepted == 60
 
 
@@ -307,5 +327,5 @@ def test_a_model_that_never_answered_may_be_dropped_again(job: Write, jsonl: Wri
     rows, run = questions(jsonl, 30), tmp_path / "run"
     with teacher_server() as good, teacher_server("--status", "401") as closed:
         with pytest.raises(LaneUnusable):
-            run_it(job(rows, teachers=[lane(closed, model="n")]), run)
-        assert run_it(job(rows, teachers=[lane(good)]), run).rows.accepted == 30
+            run_it(job(rows, teachers=[lane(closed, model="n")]), run, workers=1)
+        assert run_it(job(rows, teachers=[lane(good)]), run, workers=1).rows.accepted == 30

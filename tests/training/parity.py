@@ -1,10 +1,5 @@
-"""One step of every objective on both architectures, as one process of a training takes it; prints what it measured.
+"""One step of every objective on both architectures, as one process of a training takes it."""
 
-Started by `test_parity`, in one process or in two of a torch.distributed group.
-"""
-
-import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -65,16 +60,12 @@ def first_step(arch: str, objective: dict[str, Any], batch: int, accumulation: i
     return [told["loss"], told["grad_norm"]]
 
 
-if __name__ == "__main__":
+def first_steps(ways: list[tuple[int, int, int]]) -> dict[str, list[list[float]]]:
+    """What each way, (batch, accumulation, workers), measured, by architecture and objective."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    ways = [tuple(map(int, way.split("x"))) for way in sys.argv[1:]]
-    found = {
+    return {
         f"{arch}: {name}": [first_step(arch, objective, *way) for way in ways]
         for arch in ("llama", "t5")
         for name, objective in OBJECTIVES.items()
     }
-    print(json.dumps(found), flush=True)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()

@@ -1,19 +1,11 @@
-"""Trainings whose weights are shared out (FSDP2), as one process of two runs them; prints what rank 0 found.
+"""Trainings whose weights are shared out (FSDP2), as one process of two runs them, or one with the weights whole."""
 
-Started by `test_sharding`, in two processes of a torch.distributed group, or in one with the weights whole.
-"""
-
-import json
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from parity import teacher_of
-from test_trainer import rows_of
-from tiny_students import student, without_dropout
+from tiny_students import rows_of, student, without_dropout
 
 from schemas.student import TrainingSpec
 from training.trainer import TokenTrainer, trainer_of
@@ -46,25 +38,18 @@ def outcome(done: TokenTrainer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main(folder: Path, workers: int) -> None:
-    found = {}
+def outcomes(folder: str, workers: int) -> dict[str, Any]:
+    """Of each training, and of the same stopped and resumed where the weights are shared out."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    found, place = {}, Path(folder)
     for arch, objective in TRAININGS:
-        whole = trainer(arch, objective, folder / arch, workers)
+        whole = trainer(arch, objective, place / arch, workers)
         whole.go_on()
         found[arch] = outcome(whole)
         if workers > 1:
-            trainer(arch, objective, folder / f"{arch}-cut", workers, stop_at=4).go_on()
-            second = trainer(arch, objective, folder / f"{arch}-cut", workers)
+            trainer(arch, objective, place / f"{arch}-cut", workers, stop_at=4).go_on()
+            second = trainer(arch, objective, place / f"{arch}-cut", workers)
             assert second.go_on() == 4
             found[f"{arch}, resumed"] = outcome(second)
-    print(json.dumps(found), flush=True)
-
-
-if __name__ == "__main__":
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as alone:
-        main(Path(sys.argv[2] if len(sys.argv) > 2 else alone), int(sys.argv[1]))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    return found

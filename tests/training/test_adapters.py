@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from test_trainer import trained
-from tiny_students import student
+from tiny_students import student, trained
 
 from schemas.errors import SpecError
 from schemas.student import Lora, TrainingSpec

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from test_trainer import rows_of, taught
-from tiny_students import student
+from tiny_students import rows_of, student, taught
 
 from schemas.errors import LimbeckError
 from schemas.student import TrainingSpec
@@ -56,7 +55,7 @@ OBJECTIVES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("arch", ["llama", "t5"])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o["name"])
 def test_stopped_and_resumed_equals_uninterrupted(arch: str, objective: dict[str, Any], tmp_path: Path) -> None:
-    teacher = taught(arch, tmp_path / "teacher") if objective["name"] in ("kd", "hidden", "gkd", "minillm") else None
+    teacher = taught(arch) if objective["name"] in ("kd", "hidden", "gkd", "minillm") else None
     whole, at_once = trainer(arch, tmp_path / "whole", objective, teacher)
     assert whole.go_on() == 0
     first, _ = trainer(arch, tmp_path / "cut", objective, teacher, stop_at=5)

@@ -11,8 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import Finished
-from test_trainer import rows_of, trained
-from tiny_students import student
+from tiny_students import after_sft, rows_of, student
 
 from schemas.errors import LimbeckError, SpecError
 from schemas.evaluation import EvaluationSpec
@@ -29,9 +28,7 @@ Command = Callable[..., Finished]
 def three(tmp_path: Path) -> dict[str, str]:
     """A student that learned eight rows, one that learned a little, one that learned nothing."""
     for name, epochs in (("good", 60), ("fair", 6), ("none", 0)):
-        made = student("llama")
-        if epochs:
-            trained("llama", {"name": "sft"}, tmp_path / f"of-{name}", made=made, epochs=epochs)
+        made = after_sft("llama", epochs) if epochs else student("llama")
         made.model.save_pretrained(tmp_path / name)
         made.tokenizer.save_pretrained(tmp_path / name)
     return {name: str(tmp_path / name) for name in ("good", "fair", "none")}

@@ -1,22 +1,19 @@
 """Weights that are shared out over workers (FSDP2) learn what whole ones learn, and are written whole."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from processes import last_line
+from processes import in_group
 from pydantic import ValidationError
+from sharded import outcomes
 
 from schemas.student import TrainingSpec
-
-SCRIPT = Path(__file__).with_name("sharded.py")
 
 
 @pytest.mark.slow
 def test_a_student_that_is_shared_out_learns_the_same_and_is_resumed(tmp_path: Path) -> None:
-    alone: dict[str, Any] = json.loads(last_line(SCRIPT, "1"))
-    together: dict[str, Any] = json.loads(last_line(SCRIPT, "2", str(tmp_path), workers=2))
+    alone = in_group(outcomes, str(tmp_path / "alone"), 1)
+    together = in_group(outcomes, str(tmp_path / "together"), 2, workers=2)
     assert len(alone) == 2 and len(together) == 4
     for name, whole in alone.items():
         shared, resumed = together[name], together[f"{name}, resumed"]

@@ -4,50 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
-from tiny_students import student
+from tiny_students import after_sft, rows_of, student, taught, trained
 
 from schemas.errors import LimbeckError
-from schemas.student import TrainingSpec
 from training.evaluate import divergences, held_out_loss
-from training.examples import MAIN, SECOND, Pair
-from training.rows import TokenRow, token_rows
-from training.students import Student
-from training.teacher import Teacher
-from training.trainer import trainer_of
+from training.examples import MAIN
 
 pytestmark = pytest.mark.slow
-
-EIGHT = (
-    ("red", "apple"), ("green", "leaf"), ("blue", "sky"), ("white", "snow"), ("black", "coal"), ("yellow", "sun"),
-    ("brown", "bear"), ("pink", "rose"),
-)  # fmt: skip
-TASKS = {"step_by_step": (MAIN, SECOND), "icl": (MAIN, SECOND)}
-
-
-def rows_of(made: Student, name: str) -> list[TokenRow]:
-    pairs = [
-        Pair(f"What is {colour}?", f" The {thing}.", f"r{i}", task)
-        for i, (colour, thing) in enumerate(EIGHT)
-        for task in TASKS.get(name, (MAIN,))
-    ]
-    return token_rows(pairs, made.tokenizer, 64, None, made.seq2seq)[0]
-
-
-def trained(
-    arch: str, objective: dict[str, Any], out: Path, teacher: Teacher | None = None, made: Student | None = None,
-    **settings: Any,
-) -> tuple[Student, list[TokenRow], list[dict[str, float]]]:  # fmt: skip
-    transformers.logging.disable_progress_bar()
-    made = made or student(arch)
-    spec = TrainingSpec.model_validate(
-        {"student": "s", "objective": objective, "teacher": "t" if teacher else None, "learning_rate": 0.01,
-         "max_length": 64, "packing": False, **settings}
-    )  # fmt: skip
-    rows = rows_of(made, spec.objective.name)
-    trainer = trainer_of(spec, made, teacher, rows, rows, out)
-    trainer.train()
-    return made, rows, trainer.state.log_history
 
 
 @pytest.mark.parametrize("arch", ["llama", "t5"])
@@ -57,15 +20,9 @@ def trained(
     ids=lambda o: o["name"],
 )
 def test_eight_rows_are_learned_by_heart(arch: str, objective: dict[str, Any], tmp_path: Path) -> None:
-    teacher = taught(arch, tmp_path) if objective["name"] == "kd" else None
-    made, rows, _ = trained(arch, objective, tmp_path, teacher, epochs=100 if arch == "llama" else 200)
+    teacher = taught(arch) if objective["name"] == "kd" else None
+    made, rows, _ = trained(arch, objective, tmp_path, teacher, epochs=100 if arch == "llama" else 160)
     assert held_out_loss(made, [row for row in rows if row.task == MAIN]) < 0.05
-
-
-def taught(arch: str, out: Path) -> Teacher:
-    """A teacher that knows the eight rows."""
-    made, _, _ = trained(arch, {"name": "sft"}, out, epochs=25)
-    return Teacher(made.model.eval(), len(made.tokenizer))
 
 
 WHITE_BOX: list[dict[str, Any]] = [
@@ -84,8 +41,8 @@ WHITE_BOX: list[dict[str, Any]] = [
 def test_a_white_box_objective_brings_the_student_to_its_teacher(
     arch: str, objective: dict[str, Any], tmp_path: Path
 ) -> None:
-    teacher = taught(arch, tmp_path)
-    made, rows, _ = trained(arch, {"name": "sft"}, tmp_path, epochs=8)  # as the papers start: from an SFT student
+    teacher, made = taught(arch), after_sft(arch, 8)  # as the papers start: from an SFT student
+    rows = rows_of(made, objective["name"])
     before = divergences(made, teacher, rows)
     trained(arch, objective, tmp_path, teacher, made, epochs=40, learning_rate=0.003)
     after = divergences(made, teacher, rows)
@@ -100,8 +57,8 @@ def test_a_loss_that_is_no_number_ends_the_training_with_its_records(tmp_path: P
 
 
 def test_the_terms_of_an_objective_are_logged_beside_its_loss(tmp_path: Path) -> None:
-    teacher = taught("llama", tmp_path)
-    _, _, history = trained("llama", {"name": "kd", "alpha": 0.3, "beta": 0.7}, tmp_path, teacher, epochs=2)
+    kd = {"name": "kd", "alpha": 0.3, "beta": 0.7}
+    _, _, history = trained("llama", kd, tmp_path, taught("llama"), epochs=2)
     losses = [line for line in history if "loss" in line]
     assert losses
     for line in losses:
