@@ -50,8 +50,7 @@ class Bucket:
     """Refills at `per_minute` / 60 x `factor` a second, and never grants more than `per_minute` in any minute.
 
     The refill is split over the workers that ask, by their weights; what one leaves lying, the others may take. A
-    demand larger than the bucket is let through once it is full and leaves a debt, so nothing waits for ever. Where
-    the bucket holds less than one for each, they take turns.
+    demand larger than the bucket is let through once it is full and leaves a debt, so nothing waits for ever.
     """
 
     def __init__(self, per_minute: float, now: Seconds, whole: bool = False) -> None:
@@ -63,8 +62,6 @@ class Bucket:
         self.jitter_s = JITTER_S
         self.call = 0.0  # what one takes
         self._credit: dict[str, float] = {}
-        self._few = False
-        self._served: dict[str, float] = {}  # by worker and its weight, while there is less than one for each
         self._spare = max(1.0, per_minute / 60 * START_S)
         self._at = now
         self._minute = Minute()
@@ -74,66 +71,75 @@ class Bucket:
         return self.per_minute / 60 * self.factor
 
     @property
+    def _one(self) -> float:
+        """What a call takes, as far as it is known."""
+        return 1.0 if self._whole else self.call
+
+    @property
     def capacity(self) -> float:
         # Never less than two calls, or the refill of the time until somebody asks again would be lost.
         most, least = self.per_second * BURST_S, self.per_second * self.burst_s
-        # Above the price of one: the factor may have risen since the bucket was filled.
-        return max(1.0 + 1.25 * self._apart, min(most, max(least, 2 * self.call)))
+        return max(1.0, min(most, max(least, 2 * self._one)))
 
     @property
     def _apart(self) -> float:
-        """What a request costs beyond itself where the strictest server holds one and no more: the next must not
-        arrive early."""
-        return self.per_second * self.jitter_s if self._whole and self.per_second * BURST_S <= 1.0 else 0.0
+        """What a call costs beyond itself where the strictest server holds one and no more: the next must not arrive
+        early."""
+        return self.per_second * self.jitter_s if self.per_second * BURST_S <= self._one else 0.0
+
+    @property
+    def _price(self) -> float:
+        """Of one of what is granted."""
+        return 1.0 + self._apart / max(1.0, min(self._one, self.capacity))
+
+    @property
+    def _full(self) -> float:
+        # Above the price of a call: the factor may have risen since the bucket was filled.
+        return self.capacity + 1.25 * self._apart
 
     @property
     def level(self) -> float:
         return self._spare + sum(self._credit.values())
 
+    def is_scarce(self, asking: Mapping[str, float]) -> bool:
+        """Whether it holds less than a call for each of those who ask, or less than two."""
+        return self.capacity * min([0.5, *asking.values()]) < self._one
+
     def refill(self, asking: Mapping[str, float], now: Seconds) -> None:
-        """Bring the bucket to `now`. `asking` holds the weights, in all 1, of the workers that want more."""
+        """Bring the bucket to `now`. `asking` holds the weights, in all 1, of the workers that each have a share of
+        it; what belongs to nobody is for whoever asks first."""
         gained, self._at = max(0.0, now - self._at) * self.per_second, max(now, self._at)
         for worker in [worker for worker in self._credit if worker not in asking]:
             self._spare += self._credit.pop(worker)
-        few = self._few = bool(self._whole and asking and self.capacity * min(asking.values()) < 1.0)
-        if few:  # what each had put by when there was more is for whoever's turn it is
-            self._spare += sum(self._credit.values())
-            self._credit.clear()
-        least = min((self._served.get(w, 0.0) for w in asking if w in self._served), default=0.0)
-        self._served = {w: self._served.get(w, least) for w in asking}
-        for worker, weight in ({} if few else asking).items():
-            held, share = self._credit.get(worker, 0.0) + gained * weight, self.capacity * weight
+        for worker, weight in asking.items():
+            held, share = self._credit.get(worker, 0.0) + gained * weight, self._full * weight
             self._credit[worker] = min(held, share)
             self._spare += max(0.0, held - share)
-        if few or not asking:
+        if not asking:
             self._spare += gained
-        self._spare = min(self._spare, max(0.0, self.capacity - sum(self._credit.values())))
+        self._spare = min(self._spare, max(0.0, self._full - sum(self._credit.values())))
         self._minute.forget(now)
+
+    def available(self, worker: str) -> float:
+        """What `worker` could be granted; the bucket is at now."""
+        room = float("inf") if self.guessed else self.per_minute - self._minute.total
+        found = max(0.0, min((self._credit.get(worker, 0.0) + self._spare) / self._price, room))
+        return float(int(found + 1e-9)) if self._whole else found
 
     def grant(self, worker: str, wanted: float, now: Seconds) -> float:
         """As much of `wanted` as there is for `worker`; the bucket is at `now`."""
-        own = self._credit.get(worker, 0.0)
-        room = float("inf") if self.guessed else self.per_minute - self._minute.total
-        price = 1.0 + self._apart
-        given = max(0.0, min(wanted, (own + self._spare) / price, room))
-        if self._whole:
-            given = float(int(given + 1e-9))
-        if self._few and given:
-            # Turn by turn: whoever has had the least for its weight.
-            if self._served.get(worker, 0.0) > min(self._served.values(), default=0.0):
-                return 0.0
-            given = 1.0
-            self._served[worker] = self._served.get(worker, 0.0) + 1.0
+        given = min(max(0.0, wanted), self.available(worker))
         if given:
-            from_own = min(given * price, max(0.0, own))
+            own, cost = self._credit.get(worker, 0.0), given * self._price
+            from_own = min(cost, max(0.0, own))
             self._credit[worker] = own - from_own
-            self._spare -= given * price - from_own
+            self._spare -= cost - from_own
             self._minute.add(given, now)
         return given
 
-    def wait(self, worker: str) -> Seconds:
-        """Until there is a whole one for `worker`, if nobody else takes it; the bucket is at now."""
-        missing = 1.0 + self._apart - self._credit.get(worker, 0.0) - self._spare
+    def wait(self, worker: str, amount: float) -> Seconds:
+        """Until there is `amount` for `worker`, if nobody else takes it; the bucket is at now."""
+        missing = amount * self._price - self._credit.get(worker, 0.0) - self._spare
         return max(0.0, missing) / self.per_second
 
     def give_back(self, worker: str, amount: float, now: Seconds) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from schemas.call import RateHint
 from services.admission.bucket import Bucket
+from services.admission.turns import Turns
 from services.admission.window import Window
 
 Seconds = float
@@ -131,7 +132,9 @@ class Pool:
     _rich_s: Seconds = RICH_S
     _was_lenient: bool = False  # the last change of the charging was towards more lenient
     _short_at: Seconds = float("-inf")
-    _turns: dict[str, int] = field(default_factory=dict)  # calls that ended, by worker and by run, in turn-taking
+    _scarce: bool = False  # a limit holds less than a call for each of those who ask
+    _places: Turns = field(default_factory=Turns)  # among the calls in flight
+    _calls: Turns = field(default_factory=Turns)  # at whole calls, where a limit is scarce
 
     def renew(self, report: Report, now: Seconds) -> Grant:
         """Take a report in and hand out what there is."""
@@ -142,7 +145,9 @@ class Pool:
         asking = self._asking(now, among=able or set(self._clients))
         for name, bucket in self._buckets.items():
             bucket.call = report.call.get(name, bucket.call)
-            bucket.refill(asking, now)
+        self._scarce = any(bucket.is_scarce(asking) for bucket in self._buckets.values())
+        for bucket in self._buckets.values():
+            bucket.refill({} if self._scarce else asking, now)
         for name, amount in report.returned.items():
             if name in self._buckets:
                 self._buckets[name].give_back(report.worker, amount, now)
@@ -150,15 +155,16 @@ class Pool:
         self._learn(report, now)
         window = self._share_of_window(report, now)
         pause = max(0.0, self._pause_until - now)
-        amounts = self._amounts(report, now) if window and not pause else {}
+        amounts: dict[str, float] = {}
+        wait = 0.0
+        if window and not pause:
+            amounts, wait = self._one_call(report, asking, now) if self._scarce else (self._amounts(report, now), 0.0)
         capacity = {name: bucket.capacity for name, bucket in self._buckets.items()}
-        closed, wait = self._closed.get(report.run, ""), self._wait(report, amounts)
-        return Grant(amounts, capacity, window, self.charging, pause, closed, wait)
+        return Grant(amounts, capacity, window, self.charging, pause, self._closed.get(report.run, ""), wait)
 
     def forget(self, worker: str) -> None:
         """A worker is gone; what it held is counted as spent."""
         self._clients.pop(worker, None)
-        self._turns.pop(worker, None)
 
     def is_idle(self, now: Seconds, since_s: Seconds) -> bool:
         """Whether nobody has asked for `since_s` seconds."""
@@ -367,12 +373,22 @@ class Pool:
                 granted[name] -= surplus
         return granted
 
-    def _wait(self, report: Report, amounts: Amounts) -> Seconds:
-        """When to ask again: at limits so low that each request is waited for, the very moment tells."""
-        bucket = self._buckets.get("requests")
-        if bucket is None or "requests" not in amounts or amounts["requests"] or not report.wanted.get("requests"):
-            return 0.0
-        return bucket.wait(report.worker)
+    def _one_call(self, report: Report, asking: Mapping[str, float], now: Seconds) -> tuple[dict[str, float], Seconds]:
+        """(what one call takes of every limit, or nothing; when to ask again). Parts of calls in the hands of many
+        workers would starve all of them, and leave together once they are whole."""
+        runs = {worker: self._clients[worker].run for worker in asking}
+        need = {
+            n: min(report.wanted.get(n, 0.0), report.call.get(n, 0.0), b.capacity) for n, b in self._buckets.items()
+        }
+        if not any(need.values()):
+            return {}, 0.0
+        if any(self._buckets[n].available(report.worker) < amount - 1e-9 for n, amount in need.items()):
+            self._short_at = now
+            return {}, max(self._buckets[n].wait(report.worker, amount) for n, amount in need.items())
+        if not self._calls.has_one(report.worker, runs):
+            return {}, 0.0
+        self._calls.took(report.worker, report.run, 1.0)
+        return {n: self._buckets[n].grant(report.worker, amount, now) for n, amount in need.items()}, 0.0
 
     def _share_of_window(self, report: Report, now: Seconds) -> int:
         """This worker's part of the calls in flight: even over runs, then over a run's workers, and never more than
@@ -384,20 +400,10 @@ class Pool:
         asking = self._asking(now, in_flight=True)
         fair = math.ceil(self._window.size * asking[report.worker])
         if self._window.size < len(asking):
-            fair = int(self._has_turn(report, asking))
+            self._places.took(report.worker, report.run, report.ended)
+            runs = {worker: self._clients[worker].run for worker in asking}
+            fair = int(self._places.has_one(report.worker, runs, self._window.size))
         others = sum(c.window for c in self._alive(now) if c is not me)
         granted = max(0, min(fair, self._window.size - others))
         me.window = max(report.in_flight, granted)
         return granted
-
-    def _has_turn(self, report: Report, asking: Mapping[str, float]) -> bool:
-        """Fewer calls in flight than workers: those go next whose run, and who themselves, have had the fewest."""
-        runs = {worker: self._clients[worker].run for worker in asking}
-        for name in (*runs, *runs.values()):
-            # A newcomer starts level with the one that has had the least, or it would have all turns for long.
-            known = [self._turns[n] for n in (runs if name in runs else runs.values()) if n in self._turns]
-            self._turns.setdefault(name, min(known, default=0))
-        self._turns[report.worker] += report.ended
-        self._turns[report.run] += report.ended
-        order = sorted(asking, key=lambda w: (self._turns[runs[w]], self._turns[w], w))
-        return report.worker in order[: self._window.size]

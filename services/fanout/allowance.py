@@ -149,10 +149,13 @@ class Allowance:
         """What to tell the governor, for `waiting` calls of about the size of `typical`."""
         self._measure(now)
         counts, hint = self._counts, self._hint
-        ahead, typical = self._ahead(waiting), self._rated(typical) if typical else None
+        typical = self._rated(typical) if typical else None
+        ahead = 0.0 if self.is_full and self._is_scarce(typical) else self._ahead(waiting)
         wanted, returned = {}, {}
+        whole = self._whole_calls(typical)
         for name, level in self._levels.items():
-            target = self._target(name, ahead, typical) if self.window else 0.0  # without a place they are of no use
+            # Without a place, or without the other limits' part of a call, they are of no use.
+            target = self._target(name, min(ahead, whole), typical) if self.window else 0.0
             surplus = max(0.0, level - target) or min(0.0, level)
             if surplus:
                 returned[name] = surplus
@@ -180,6 +183,17 @@ class Allowance:
     def _ahead(self, waiting: int) -> float:
         """Calls to hold leases for: as many as may leave before the next renewal, and no more than wait."""
         return min(waiting, max(1.0, AHEAD * PERIOD_S * self.pace, self.window - self.in_flight))
+
+    def _is_scarce(self, typical: Demand | None) -> bool:
+        """Whether a limit holds less than two calls: one that is kept for when a place is free would leave close behind
+        another worker's."""
+        return typical is not None and any(limit < 2 * typical.rate(name) for name, limit in self._capacity.items())
+
+    def _whole_calls(self, typical: Demand | None) -> int:
+        """How many calls the leases cover."""
+        sizes = {n: min(typical.rate(n), self._capacity.get(n, 1.0)) for n in self._levels} if typical else {}
+        covered = [self._levels[n] / size + 1e-9 for n, size in sizes.items() if size > 0]
+        return max(0, int(min(covered, default=0.0)))
 
     def _target(self, name: str, ahead: float, typical: Demand | None) -> float:
         """What to hold of a limit for `ahead` calls: not more than a burst, lest the whole of it leaves at once."""

@@ -99,6 +99,33 @@ def test_a_small_token_limit_is_used_whole_too(tpm: int, gives_back: bool, worke
     assert simulation.refused_share <= 0.01
 
 
+@pytest.mark.parametrize(
+    ("rpm", "tpm", "gives_back", "headers"),
+    [(60, 20_000, True, False), (60, 9_000, True, False), (75, 15_000, False, True), (120, 24_000, False, True),
+     (200, 40_000, True, True), (500, 200_000, True, False)],
+)  # fmt: skip
+@pytest.mark.parametrize("workers", [{"a": "run"}, TWO_RUNS], ids=["one", "runs"])
+def test_two_small_limits_together_are_used_to_the_scarcer_one(
+    rpm: int, tpm: int, gives_back: bool, headers: bool, workers: dict[str, str]
+) -> None:
+    """A call takes more tokens, or about as many, as a server holds that holds one second's worth."""
+    provider = Provider({"requests": rpm, "tokens": tpm}, gives_back=gives_back, headers=headers, latency_s=0.3)
+    simulation = Simulation(provider, workers, {"requests": rpm, "tokens": tpm}, demand(200), unequal)
+    simulation.run(300.0)
+    shares = [simulation.used(10.0, 300.0, limit, tokens) for limit, tokens in ((rpm, False), (tpm, True))]
+    assert max(shares) >= 0.95
+    assert simulation.refused_share <= 0.03
+
+
+@pytest.mark.parametrize(("slots", "used"), [(2, 0.8), (3, 0.95)])
+def test_a_request_is_not_kept_for_when_a_place_is_free(slots: int, used: float) -> None:
+    provider = Provider({"requests": 60}, headers=False, latency_s=2.0)
+    simulation = Simulation(provider, WORKERS, {"requests": 60}, demand(200), unequal, slots)
+    simulation.run(240.0)
+    assert simulation.used(5.0, 240.0, 60, tokens=False) >= used
+    assert simulation.refused_share <= 0.005
+
+
 @pytest.mark.parametrize("gives_back", [True, False], ids=["actual", "reserved"])
 @pytest.mark.parametrize("headers", [True, False], ids=["headers", "silent"])
 @pytest.mark.parametrize("workers", [WORKERS, FOUR, TWO_RUNS], ids=["two", "four", "runs"])
@@ -152,7 +179,7 @@ def test_a_day_s_limit_in_the_headers_is_not_taken_for_a_minute_s(limit: int) ->
     simulation = simulated(Provider({"requests": limit}, told={"requests": 14_400}), WORKERS, {})
     assert simulation.used(*MEASURED, limit, tokens=False) >= 0.7
     since = simulation.provider.refused - simulation.provider.refused_until(MEASURED[0])
-    assert since <= 0.15 * limit * (MEASURED[1] - MEASURED[0]) / 60
+    assert since <= 0.2 * limit * (MEASURED[1] - MEASURED[0]) / 60
 
 
 @pytest.mark.parametrize("told", [{"requests": 6000.0}, {}], ids=["told twice as much", "told nothing"])
@@ -216,7 +243,7 @@ def test_what_was_put_by_under_a_larger_limit_is_not_lost_to_turns() -> None:
     bucket.per_minute = 60
     granted = 0.0
     for tenth in range(11, 111):
-        bucket.refill({"a": 0.5, "b": 0.5}, tenth / 10)
+        bucket.refill({}, tenth / 10)  # nobody's: they take turns
         granted += bucket.grant("a", 1.0, tenth / 10) + bucket.grant("b", 1.0, tenth / 10)
     assert 9 <= granted <= 12
 
