@@ -206,7 +206,7 @@ def test_a_worker_whose_disk_fails_lets_the_others_finish_what_they_have_paid_fo
 
     with teacher_server("--latency", "0.5", "--spread", "0.5", "--price", "1:1") as teacher:
         paid = {**lane(teacher, limits={"concurrency": 12}), "free": False, "price": {"input": 1, "output": 1}}
-        spec = job(questions(jsonl, 200), teachers=[paid], budget={"usd": 1.0})
+        spec = job(questions(jsonl, 120), teachers=[paid], budget={"usd": 1.0})
         with pytest.raises(LimbeckError, match="journal"):
             run_it(spec, tmp_path / "run", watch=watch)
         bill = teacher.bill()
@@ -214,7 +214,7 @@ def test_a_worker_whose_disk_fails_lets_the_others_finish_what_they_have_paid_fo
         assert told.state == "failed" and told.spend.usd >= bill["usd"]
         said = run_it(spec, tmp_path / "run")
         assert teacher.bill()["repeated"] <= 6  # half of those in flight: the failed worker's
-    assert said.rows.accepted == 200
+    assert said.rows.accepted == 120
 
 
 def test_a_manifest_that_cannot_be_written_ends_the_run_after_the_calls_in_flight(
@@ -226,14 +226,14 @@ def test_a_manifest_that_cannot_be_written_ends_the_run_after_the_calls_in_fligh
 
     with teacher_server("--latency", "0.5", "--spread", "0.5", "--price", "1:1") as teacher:
         paid = {**lane(teacher, limits={"concurrency": 12}), "free": False, "price": {"input": 1, "output": 1}}
-        spec = job(questions(jsonl, 200), teachers=[paid], budget={"usd": 1.0})
+        spec = job(questions(jsonl, 120), teachers=[paid], budget={"usd": 1.0})
         with pytest.raises(OSError, match="No space"):
             run_it(spec, tmp_path / "run", watch=watch)
         told = Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_text())
         assert told.state == "failed" and told.spend.usd == teacher.bill()["usd"]
         said = run_it(spec, tmp_path / "run")
         assert teacher.bill()["repeated"] == 0
-    assert said.rows.accepted == 200
+    assert said.rows.accepted == 120
 
 
 def test_a_stop_between_two_stages_ends_the_run(job: Write, jsonl: Write, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def spec(place: Path) -> Path:
     student = {"scratch": {"arch": "llama", "layers": 2, "hidden": 64, "heads": 2, "vocab": 320}}
     body = {
         "student": student, "data": {"path": str(data)}, "max_length": 48, "batch_size": 1, "packing": False,
-        "workers": 2, "epochs": 2, "eval_fraction": 21 / 201, "checkpoints": {"every": 20},
+        "workers": 2, "epochs": 1, "learning_rate": 0.001, "eval_fraction": 21 / 201, "checkpoints": {"every": 20},
     }  # fmt: skip
     found = place / "spec.yaml"
     found.write_text(yaml.safe_dump(body))
@@ -84,14 +84,14 @@ def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(
     out = tmp_path / "killed"
     running = limbeck.start("train", spec, "--out", out)
     try:
-        reached(out, 110)
+        reached(out, 50)
     finally:
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
     kept = [int(p.parent.name.rpartition("-")[2]) for p in (out / ".work" / "trainer").glob("*/whole")]
-    assert max(kept) >= 100
+    assert max(kept) >= 40
     other = command("train", spec, "--out", out, "--set", "learning_rate=0.1")
-    assert other.returncode == 2 and "learning_rate: was 0.0003, is 0.1" in other.stderr
+    assert other.returncode == 2 and "learning_rate: was 0.001, is 0.1" in other.stderr
     done = command("train", spec, "--out", out)
     assert done.returncode == 0, done.stderr
     assert curve(out / "student") == curve(undisturbed)
@@ -116,7 +116,7 @@ def test_a_training_that_loses_a_machine_goes_on_with_what_is_left_and_learns_th
         machines.wait_for_nodes()
         soon = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
         running = limbeck.start("train", elastic, "--out", out, "--address", machines.address, environment=soon)
-        reached(out, 40)
+        reached(out, 25)
         machines.remove_node(second, allow_graceful=False)
         _, said = running.communicate(timeout=240)
     finally:
