@@ -1,6 +1,6 @@
 """Each white-box objective beside more fine-tuning: how near a student comes to its teacher on rows held out.
 
-    python benchmarks/objectives.py [--data FILE --fields prompt=instruction,response=response] [--steps 20]
+    python benchmarks/objectives.py [kd minillm] [--data FILE --fields prompt=instruction,response=response] [--steps 20]
 
 The student is SmolLM2-135M cut to a fifth of its layers and fine-tuned on the responses first, as the papers of the
 on-policy objectives do. Then every objective goes on from that same student for as many steps, on the same rows. KL in
@@ -50,11 +50,15 @@ def trained(spec: dict[str, Any], out: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ways", nargs="*", help=f"of {'; '.join(WAYS)}: all of them where none is named")
     parser.add_argument("--data", default=str(ROOT / "examples" / "students" / "pairs.jsonl"))
     parser.add_argument("--fields", default="", help="as in prompt=question,response=answer")
     parser.add_argument("--rows", type=int, default=400, help="that are taken from its start")
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
+    if unknown := set(options.ways) - WAYS.keys():
+        parser.error(f"no such way: {', '.join(unknown)}")
+    chosen = {name: way for name, way in WAYS.items() if name in (options.ways or WAYS)}
     fields = dict(part.split("=") for part in options.fields.split(",") if part)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -66,7 +70,7 @@ def main() -> None:
         first = {"student": {"from": TEACHER, "layers": 6}, "steps": 2 * options.steps, "learning_rate": 3.0e-4}
         found = {"sft": trained({**shared, **first}, place / "first")}
         student = str(place / "first" / "student")
-        for number, (name, way) in enumerate(WAYS.items()):
+        for number, (name, way) in enumerate(chosen.items()):
             objective = dict(way["objective"])
             if "cache" in objective:
                 objective["cache"] = str(place / objective["cache"])

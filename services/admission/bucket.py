@@ -13,6 +13,7 @@ HELD_S = 0.25  # for about so long a worker holds what it was granted
 CROWD = 20  # calls a second
 # Between two calls that must be so far apart, for one that arrives early is refused; more where that happens.
 JITTER_S, MOST_JITTER_S = 0.02, 0.2
+CALL_HALF_LIFE_S = 10.0  # of the size of the largest call: it shapes the bucket for everybody, whoever asks
 SLOWEST = 0.05  # of the limit; below that a lane is not slowed any further
 
 
@@ -35,6 +36,11 @@ class Minute:
         oldest = (now - 60.0) // SLOT_S
         while self._slots and self._slots[0][0] < oldest:
             self.total -= self._slots.popleft()[1]
+
+    def scale(self, by: float) -> None:
+        for slot in self._slots:
+            slot[1] *= by
+        self.total *= by
 
     def since(self, then: Seconds) -> float:
         """Granted after `then`; a slot in which something was counts whole."""
@@ -60,10 +66,11 @@ class Bucket:
         self.factor = 1.0
         self.burst_s = BURST_S
         self.jitter_s = JITTER_S
-        self.call = 0.0  # what one takes
+        self.call = 0.0  # what the largest takes, lately
         self._credit: dict[str, float] = {}
         self._spare = max(1.0, per_minute / 60 * START_S)
         self._at = now
+        self._saw_at = now
         self._minute = Minute()
 
     @property
@@ -71,26 +78,33 @@ class Bucket:
         return self.per_minute / 60 * self.factor
 
     @property
-    def _one(self) -> float:
-        """What a call takes, as far as it is known."""
+    def largest(self) -> float:
+        """What the largest call takes, as far as it is known."""
         return 1.0 if self._whole else self.call
+
+    def saw(self, call: float, now: Seconds) -> None:
+        """Somebody's next call takes so much."""
+        self.call = max(call, self.call * 0.5 ** ((now - self._saw_at) / CALL_HALF_LIFE_S))
+        self._saw_at = now
+
+    def limit_to(self, per_minute: float) -> None:
+        """Another limit from now on. What was granted under a larger one counts as if it had been granted under this
+        one, or nobody could send until a minute has passed."""
+        if per_minute < self.per_minute:
+            self._minute.scale(per_minute / self.per_minute)
+        self.per_minute = per_minute
 
     @property
     def capacity(self) -> float:
         # Never less than two calls, or the refill of the time until somebody asks again would be lost.
         most, least = self.per_second * BURST_S, self.per_second * self.burst_s
-        return max(1.0, min(most, max(least, 2 * self._one)))
+        return max(1.0, min(most, max(least, 2 * self.largest)))
 
     @property
     def _apart(self) -> float:
-        """What a call costs beyond itself where the strictest server holds one and no more: the next must not arrive
-        early."""
-        return self.per_second * self.jitter_s if self.per_second * BURST_S <= self._one else 0.0
-
-    @property
-    def _price(self) -> float:
-        """Of one of what is granted."""
-        return 1.0 + self._apart / max(1.0, min(self._one, self.capacity))
+        """What a grant costs beyond itself where the strictest server holds one call and no more: the next must not
+        arrive early."""
+        return self.per_second * self.jitter_s if self.per_second * BURST_S <= self.largest else 0.0
 
     @property
     def _full(self) -> float:
@@ -103,7 +117,7 @@ class Bucket:
 
     def is_scarce(self, asking: Mapping[str, float]) -> bool:
         """Whether it holds less than a call for each of those who ask, or less than two."""
-        return self.capacity * min([0.5, *asking.values()]) < self._one
+        return self.capacity * min([0.5, *asking.values()]) < self.largest
 
     def refill(self, asking: Mapping[str, float], now: Seconds) -> None:
         """Bring the bucket to `now`. `asking` holds the weights, in all 1, of the workers that each have a share of
@@ -123,14 +137,14 @@ class Bucket:
     def available(self, worker: str) -> float:
         """What `worker` could be granted; the bucket is at now."""
         room = float("inf") if self.guessed else self.per_minute - self._minute.total
-        found = max(0.0, min((self._credit.get(worker, 0.0) + self._spare) / self._price, room))
+        found = max(0.0, min(self._credit.get(worker, 0.0) + self._spare - self._apart, room))
         return float(int(found + 1e-9)) if self._whole else found
 
     def grant(self, worker: str, wanted: float, now: Seconds) -> float:
         """As much of `wanted` as there is for `worker`; the bucket is at `now`."""
         given = min(max(0.0, wanted), self.available(worker))
         if given:
-            own, cost = self._credit.get(worker, 0.0), given * self._price
+            own, cost = self._credit.get(worker, 0.0), given + self._apart
             from_own = min(cost, max(0.0, own))
             self._credit[worker] = own - from_own
             self._spare -= cost - from_own
@@ -139,7 +153,7 @@ class Bucket:
 
     def wait(self, worker: str, amount: float) -> Seconds:
         """Until there is `amount` for `worker`, if nobody else takes it; the bucket is at now."""
-        missing = amount * self._price - self._credit.get(worker, 0.0) - self._spare
+        missing = amount + self._apart - self._credit.get(worker, 0.0) - self._spare
         return max(0.0, missing) / self.per_second
 
     def give_back(self, worker: str, amount: float, now: Seconds) -> None:

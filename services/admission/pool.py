@@ -22,6 +22,7 @@ Amounts = Mapping[str, float]  # by `requests`, `tokens`, `input`, `output`
 
 PERIOD_S = 0.25  # between two renewals of a busy worker
 LEASE_S = 2.0  # how long a lease may be used, and how long a worker that is not heard of counts
+REFUND_S = 0.1  # tokens may come back sooner than the refill tells
 EPISODE_S = 1.0
 ENOUGH = 20  # calls that an episode needs to be judged by, unless it lasts ten times as long
 MANY = 0.02  # refused of sent: beyond jitter
@@ -31,13 +32,14 @@ SOME = 3  # refused of an episode: more than chance
 FLOOD = 0.1  # refused of sent: something is wrong with what is believed of the limits
 SLOWER, RAMP_SLOWER = 0.95, 0.75
 RECOVERY = 0.005  # of the limit a second, and as much again for every `QUIET_S` without many refusals
-QUIET_S = 10.0
+QUIET_S, LONG_QUIET_S = 10.0, 30.0
 GUESS = 0.95  # of the rate that was answered while other calls were refused
 PROBE = 0.03  # more of it is tried next, each second
 CAREFUL, NEAR = 0.1, 0.03  # of that step, so near the rate that refusals began at last
 TELLING = 10  # answers of an episode that tell a rate
 LEAST_PROBE = 6.0  # requests a minute
 SEVERAL = 8  # calls' worth of tokens not used, before it is asked whether the server gave them back
+RICH = 0.4  # seconds' worth of tokens that the server has and we have not
 RICH_S = 3.0  # of waiting for tokens that the server says are there
 WISER = 4.0  # times as long, each time that this turned out to be wrong
 RAMP_HOLD_S = 900.0  # OpenAI: at most half as much again in 15 minutes (rate limits guide, read 2026-11-23)
@@ -144,7 +146,7 @@ class Pool:
         able = {worker for worker, client in self._clients.items() if client.window > 0}
         asking = self._asking(now, among=able or set(self._clients))
         for name, bucket in self._buckets.items():
-            bucket.call = report.call.get(name, bucket.call)
+            bucket.saw(report.call.get(name, 0.0), now)
         self._scarce = any(bucket.is_scarce(asking) for bucket in self._buckets.values())
         for bucket in self._buckets.values():
             bucket.refill({} if self._scarce else asking, now)
@@ -158,7 +160,9 @@ class Pool:
         amounts: dict[str, float] = {}
         wait = 0.0
         if window and not pause:
-            amounts, wait = self._one_call(report, asking, now) if self._scarce else (self._amounts(report, now), 0.0)
+            amounts, wait = (
+                self._whole_calls(report, asking, now) if self._scarce else (self._amounts(report, now), 0.0)
+            )
         capacity = {name: bucket.capacity for name, bucket in self._buckets.items()}
         return Grant(amounts, capacity, window, self.charging, pause, self._closed.get(report.run, ""), wait)
 
@@ -213,7 +217,7 @@ class Pool:
         for name, value in limits.items():
             if name not in self._buckets:
                 self._buckets[name] = Bucket(value, now, whole=name == "requests")
-            self._buckets[name].per_minute = value
+            self._buckets[name].limit_to(value)
             self._buckets[name].guessed = name == "requests" and value == self._guess
         for name in [name for name in self._buckets if name not in limits]:
             del self._buckets[name]
@@ -234,22 +238,27 @@ class Pool:
             if bucket := self._buckets.get(name):
                 gap = bucket.bound(remaining, report.hint_ages, now)
                 if name == "tokens":
-                    self._learn_charging(gap, bucket, now)
+                    self._learn_charging(gap, report.call.get(name, 0.0), bucket, now)
 
-    def _learn_charging(self, gap: float, bucket: Bucket, now: Seconds) -> None:
+    def _learn_charging(self, gap: float, call: float, bucket: Bucket, now: Seconds) -> None:
         """Whether the server takes max_tokens from the limit, and gives back what was not used. If it is stricter than
         is believed, its figure falls short of ours by just what was not used; if it is more lenient, its figure stays
         well above ours while we wait."""
         if self.charging is not Charging.KEEP:
             self._short += max(0.0, -gap)
-            enough = max(bucket.per_second / 4, SEVERAL * bucket.call)
+            enough = max(bucket.per_second / 4, SEVERAL * call)
             if self._unused > enough and self._short > 0.5 * self._unused:
                 self._charge(Charging(self.charging + 1))
             elif self._unused > max(bucket.per_second * 4, 4 * enough):
                 self._unused, self._short = self._unused / 2, self._short / 2
         if self.charging is not Charging.LIVE:
-            starving = now - self._short_at < EPISODE_S and gap > max(0.4 * bucket.per_second, 3 * bucket.call)
-            self._rich_since = (self._rich_since or now) if starving else None
+            # A server that holds one second's worth cannot show a gap of three large calls.
+            enough = max(RICH * bucket.per_second, min(3 * call, 2 * RICH * bucket.per_second))
+            starving = now - self._short_at < EPISODE_S and gap > enough
+            if not starving:
+                self._rich_since = None
+            elif self._rich_since is None:
+                self._rich_since = now
             if self._rich_since is not None and now - self._rich_since > self._rich_s:
                 self._charge(Charging(self.charging - 1))
 
@@ -299,7 +308,7 @@ class Pool:
         if share > MANY:
             self._slow_down(share, past, now)
         elif self._guess is not None and not self._refused:
-            self._probe(self._guess)
+            self._probe(self._guess, past, now)
         # One cause at a time: where tokens turned out to be counted otherwise, bursts were not the matter.
         if self._refused and self._buckets and self.charging is believed:
             for bucket in self._buckets.values():
@@ -313,11 +322,13 @@ class Pool:
         self._window.refused(now)
         self._pause_until = max(self._pause_until, self._asked_until)
 
-    def _probe(self, guess: float) -> None:
-        """Try a little more: slowly round the rate that refusals began at last, quickly elsewhere."""
+    def _probe(self, guess: float, past: Seconds, now: Seconds) -> None:
+        """Try a little more: slowly round the rate that refusals began at last, quickly elsewhere, and more quickly
+        still where there has been none for long."""
         is_near = abs(guess / self._refused_at - 1) < NEAR
         step = max(guess * PROBE, LEAST_PROBE) * (CAREFUL if is_near else 1.0)
-        self._guess = guess + step
+        quiet = max(0.0, now - self._slowed_at - LONG_QUIET_S)
+        self._guess = guess + step * (1 + quiet / QUIET_S)
 
     def _is_unclear(self, share: float, past: Seconds, now: Seconds) -> bool:
         """Whether to wait for more answers: a limit that headers told is not the one that refuses, and too few were
@@ -339,7 +350,9 @@ class Pool:
             answered = self._answered / past * 60
             self._guess = max(1.0, GUESS * min(answered, self._guess or answered))
         elif self._guess is not None:
-            self._refused_at = max(self._guess * (1 - share), self._answered / past * 60)
+            self._slowed_at = now
+            # No more than half at once: where nearly all was refused it may be an outage, and says little of the rate.
+            self._refused_at = max(self._guess * max(0.5, 1 - share), self._answered / past * 60)
             self._guess = max(1.0, min(self._guess, GUESS * self._refused_at))
         elif known:
             self._slowed_at = now
@@ -373,22 +386,35 @@ class Pool:
                 granted[name] -= surplus
         return granted
 
-    def _one_call(self, report: Report, asking: Mapping[str, float], now: Seconds) -> tuple[dict[str, float], Seconds]:
-        """(what one call takes of every limit, or nothing; when to ask again). Parts of calls in the hands of many
-        workers would starve all of them, and leave together once they are whole."""
-        runs = {worker: self._clients[worker].run for worker in asking}
-        need = {
-            n: min(report.wanted.get(n, 0.0), report.call.get(n, 0.0), b.capacity) for n, b in self._buckets.items()
-        }
-        if not any(need.values()):
+    def _whole_calls(
+        self, report: Report, asking: Mapping[str, float], now: Seconds
+    ) -> tuple[dict[str, float], Seconds]:
+        """(what whole calls take, or nothing; when to ask again), in turn and up to the size of the largest call. Parts
+        of calls in the hands of many workers would starve all of them, and leave together once they are whole."""
+        sizes = {n: min(report.call.get(n, 0.0), b.capacity) for n, b in self._buckets.items() if report.wanted.get(n)}
+        sizes = {name: size for name, size in sizes.items() if size > 0}
+        if not sizes:
             return {}, 0.0
-        if any(self._buckets[n].available(report.worker) < amount - 1e-9 for n, amount in need.items()):
+        count = math.inf
+        for name, size in sizes.items():
+            bucket = self._buckets[name]
+            most = max(bucket.largest, size) if bucket.is_scarce(asking) else math.inf
+            count = min(count, (min(bucket.available(report.worker), most) + 1e-9) // size)
+        if count < 1:
             self._short_at = now
-            return {}, max(self._buckets[n].wait(report.worker, amount) for n, amount in need.items())
-        if not self._calls.has_one(report.worker, runs):
+            waits = {n: self._buckets[n].wait(report.worker, size) for n, size in sizes.items()}
+            return {}, max(w if n == "requests" else min(w, REFUND_S) for n, w in waits.items())
+        runs = {worker: self._clients[worker].run for worker in asking}
+        if not self._calls.is_due(report.worker, runs, max(b.largest / b.per_minute for b in self._buckets.values())):
             return {}, 0.0
-        self._calls.took(report.worker, report.run, 1.0)
-        return {n: self._buckets[n].grant(report.worker, amount, now) for n, amount in need.items()}, 0.0
+        amounts = {
+            n: self._buckets[n].grant(report.worker, min(report.wanted[n], count * size), now)
+            for n, size in sizes.items()
+        }
+        # Of a call larger than a limit but a part is granted; the rest is a debt.
+        cost = max(amounts[n] / size * report.call[n] / self._buckets[n].per_minute for n, size in sizes.items())
+        self._calls.took(report.worker, report.run, cost)
+        return amounts, 0.0
 
     def _share_of_window(self, report: Report, now: Seconds) -> int:
         """This worker's part of the calls in flight: even over runs, then over a run's workers, and never more than
@@ -402,7 +428,7 @@ class Pool:
         if self._window.size < len(asking):
             self._places.took(report.worker, report.run, report.ended)
             runs = {worker: self._clients[worker].run for worker in asking}
-            fair = int(self._places.has_one(report.worker, runs, self._window.size))
+            fair = int(self._places.is_among(report.worker, runs, self._window.size))
         others = sum(c.window for c in self._alive(now) if c is not me)
         granted = max(0, min(fair, self._window.size - others))
         me.window = max(report.in_flight, granted)

@@ -47,6 +47,7 @@ class Allowance:
     window: int = 0
     in_flight: int = 0
     _levels: dict[str, float] = field(default_factory=dict)
+    _refunds: dict[str, float] = field(default_factory=dict)  # for the governor, not for the next call
     _capacity: dict[str, float] = field(default_factory=dict)
     _charging: Charging = Charging.REFUND
     _usual_output: float = 0.0  # tokens of an answer, a running mean
@@ -130,10 +131,14 @@ class Allowance:
             extra = Demand(demand.input_tokens - used.input_tokens, demand.output_tokens - used.output_tokens, NOTHING)
             self._counts.unused += max(0, demand.ceiling - used.output_tokens)
             for name in self._levels:
-                if name == "tokens" and self._charging is Charging.KEEP:
-                    self._levels[name] += extra.input_tokens  # of the answer nothing; the text was an estimate of ours
-                elif name != "requests":
-                    self._levels[name] += extra.rate(name)
+                if name == "requests":
+                    continue
+                keep = name == "tokens" and self._charging is Charging.KEEP
+                # Of the answer nothing; the text was an estimate of ours.
+                back = extra.input_tokens if keep else extra.rate(name)
+                # Where one call fills a limit, what it did not use would let another out that nobody granted.
+                own = self._levels if self._capacity.get(name, math.inf) >= 2 * demand.rate(name) else self._refunds
+                own[name] = own.get(name, 0.0) + back
 
     def _count(self, reply: Reply) -> None:
         counts, kind = self._counts, reply.verdict.kind
@@ -157,9 +162,9 @@ class Allowance:
             # Without a place, or without the other limits' part of a call, they are of no use.
             target = self._target(name, min(ahead, whole), typical) if self.window else 0.0
             surplus = max(0.0, level - target) or min(0.0, level)
-            if surplus:
+            self._levels[name] -= surplus
+            if surplus := surplus + self._refunds.pop(name, 0.0):
                 returned[name] = surplus
-                self._levels[name] -= surplus
         for name in RATES:
             short = self._target(name, ahead, typical) - self._levels.get(name, 0.0)
             if short > 0:

@@ -16,6 +16,7 @@ from services.fanout.size import Demand
 from services.ledger.books import NOTHING, Books
 
 SOONEST_S = 0.05
+Draw = Callable[[str, random.Random], Demand]
 
 
 @dataclass
@@ -82,17 +83,19 @@ class Provider:
 
 
 class Simulation:
-    """`workers` maps a worker to its run. Each has calls without end; with `books` it ends where the money does,
-    and `wild` is what a call may cost."""
+    """`workers` maps a worker to its run. Each has calls without end, of one `demand` or of those that it draws; with
+    `books` it ends where the money does, and `wild` is what a call may cost."""
 
     def __init__(
-        self, provider: Provider, workers: dict[str, str], limits: dict[str, float], demand: Demand,
+        self, provider: Provider, workers: dict[str, str], limits: dict[str, float], demand: Demand | Draw,
         output: Callable[[random.Random], int], concurrency: int | None = None, seed: int = 0,
         jitter_s: float = 0.01, books: Books | None = None, wild: Amount = NOTHING,
     ) -> None:  # fmt: skip
-        self.provider, self.demand, self.output = provider, demand, output
+        self.provider, self.output = provider, output
+        self.draw: Draw = demand if callable(demand) else lambda worker, rng: demand
         self.books, self.wild, self.ended, self.answers = books, wild, set[str](), dict.fromkeys(workers, 0)
         self.rng, self.jitter_s = random.Random(seed), jitter_s
+        self.next = {worker: self.draw(worker, self.rng) for worker in workers}
         self.pool = Pool(0.0)
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -126,7 +129,7 @@ class Simulation:
             return
         allowance = self.allowances[name]
         waiting = self.supply(name)
-        allowance.granted(self.pool.renew(allowance.report(waiting, self.demand, self.now), self.now), self.now)
+        allowance.granted(self.pool.renew(allowance.report(waiting, self.next[name], self.now), self.now), self.now)
         self.bank(name, waiting)
         self._renewed_at[name] = self.now
         self.fill(name)
@@ -140,7 +143,7 @@ class Simulation:
         if self.books is None:
             return
         allowance = self.allowances[name]
-        account, wanted, need = allowance.account(waiting, self.demand, self.now)
+        account, wanted, need = allowance.account(waiting, self.next[name], self.now)
         account = account._replace(answers=self.answers[name], wild=self.wild)
         advance = self.books.renew(name, account, wanted, need)
         allowance.advanced(advance, self.now)
@@ -156,29 +159,31 @@ class Simulation:
 
     def fill(self, name: str) -> None:
         allowance = self.allowances[name]
-        while name not in self.ended and self.supply(name) and allowance.may_start(self.demand, self.now):
-            taken, sent_at = allowance.start(self.demand), self.now
+        while name not in self.ended and self.supply(name) and allowance.may_start(self.next[name], self.now):
+            demand = self.next[name]
+            taken, sent_at = allowance.start(demand), self.now
+            self.next[name] = self.draw(name, self.rng)
             self.sent[name] += 1
             delay = self.rng.random() * self.jitter_s
-            self.at(self.now + delay, partial(self.arrive, name, taken, sent_at))
+            self.at(self.now + delay, partial(self.arrive, name, demand, taken, sent_at))
         if (
             allowance.in_flight < allowance.window and self.now - self._renewed_at[name] >= SOONEST_S
             and self.now >= allowance.due
         ):  # fmt: skip
             self.renew(name, again=False)
 
-    def arrive(self, name: str, taken: Demand, sent_at: float) -> None:
+    def arrive(self, name: str, demand: Demand, taken: Demand, sent_at: float) -> None:
         output = self.output(self.rng)
-        refusal = self.provider.take(self.demand, output, self.now)
+        refusal = self.provider.take(demand, output, self.now)
         if refusal is not None:
             self.at(self.now + 0.002, lambda: self.back(name, refusal, taken, sent_at))
             return
         latency = self.provider.latency_s * (0.5 + self.rng.random())
-        self.at(self.now + latency, lambda: self.answered(name, output, taken, sent_at))
+        self.at(self.now + latency, lambda: self.answered(name, demand, output, taken, sent_at))
 
-    def answered(self, name: str, output: int, taken: Demand, sent_at: float) -> None:
+    def answered(self, name: str, demand: Demand, output: int, taken: Demand, sent_at: float) -> None:
         self.answers[name] += 1
-        self.back(name, self.provider.answer(self.demand, output, self.now), taken, sent_at)
+        self.back(name, self.provider.answer(demand, output, self.now), taken, sent_at)
 
     def back(self, name: str, reply: Reply, taken: Demand, sent_at: float) -> None:
         answered = reply.verdict.kind is VerdictKind.ANSWERED
