@@ -1,6 +1,6 @@
 """Each white-box objective beside more fine-tuning: how near a student comes to its teacher on rows held out.
 
-    python benchmarks/objectives.py [kd minillm] [--data FILE --fields prompt=instruction,response=response] [--steps 20]
+    python benchmarks/objectives.py [kd minillm] [--data FILE --fields prompt=instruction,response=answer] [--steps 20]
 
 The student is SmolLM2-135M cut to a fifth of its layers and fine-tuned on the responses first, as the papers of the
 on-policy objectives do. Then every objective goes on from that same student for as many steps, on the same rows. KL in
