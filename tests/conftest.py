@@ -16,6 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests" / room) for room in ("", "services", "training")]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits long for other processes goes first: at the end nothing would be left to run beside it."""
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
+
+
 @pytest.fixture
 def jsonl(tmp_path: Path) -> Callable[..., Path]:
     """Write rows to a JSONL file."""

@@ -90,7 +90,7 @@ class Bucket:
     def limit_to(self, per_minute: float) -> None:
         """Another limit from now on. What was granted under a larger one counts as if it had been granted under this
         one, or nobody could send until a minute has passed."""
-        if per_minute < self.per_minute:
+        if per_minute < self.per_minute and not self.guessed:
             self._minute.scale(per_minute / self.per_minute)
         self.per_minute = per_minute
 

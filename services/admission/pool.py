@@ -134,7 +134,6 @@ class Pool:
     _rich_s: Seconds = RICH_S
     _was_lenient: bool = False  # the last change of the charging was towards more lenient
     _short_at: Seconds = float("-inf")
-    _scarce: bool = False  # a limit holds less than a call for each of those who ask
     _places: Turns = field(default_factory=Turns)  # among the calls in flight
     _calls: Turns = field(default_factory=Turns)  # at whole calls, where a limit is scarce
 
@@ -147,9 +146,9 @@ class Pool:
         asking = self._asking(now, among=able or set(self._clients))
         for name, bucket in self._buckets.items():
             bucket.saw(report.call.get(name, 0.0), now)
-        self._scarce = any(bucket.is_scarce(asking) for bucket in self._buckets.values())
+        scarce = any(bucket.is_scarce(asking) for bucket in self._buckets.values())
         for bucket in self._buckets.values():
-            bucket.refill({} if self._scarce else asking, now)
+            bucket.refill({} if scarce else asking, now)
         for name, amount in report.returned.items():
             if name in self._buckets:
                 self._buckets[name].give_back(report.worker, amount, now)
@@ -160,9 +159,7 @@ class Pool:
         amounts: dict[str, float] = {}
         wait = 0.0
         if window and not pause:
-            amounts, wait = (
-                self._whole_calls(report, asking, now) if self._scarce else (self._amounts(report, now), 0.0)
-            )
+            amounts, wait = self._whole_calls(report, asking, now) if scarce else (self._amounts(report, now), 0.0)
         capacity = {name: bucket.capacity for name, bucket in self._buckets.items()}
         return Grant(amounts, capacity, window, self.charging, pause, self._closed.get(report.run, ""), wait)
 

@@ -10,7 +10,7 @@ import transformers
 from conftest import Finished
 
 pytest.importorskip("xllamacpp")
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.first]
 SEEDS = ("Name a colour.", "Say hello.", "Name an animal.", "Count to three.", "Name a fruit.", "Name a day.")
 
 

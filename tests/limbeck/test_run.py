@@ -60,7 +60,7 @@ def test_a_cot_run_publishes_every_row_once_and_says_what_it_did(
             publish={"format": ["parquet", "messages"]},
         )
         run = tmp_path / "run"
-        done = command("run", spec, "--out", run)
+        done = command("run", spec, "--workers", 1, "--out", run)
         assert done.returncode == 0, done.stderr
         bill = teacher.bill()
     said = manifest(run)
@@ -106,7 +106,7 @@ def test_instructions_are_written_answered_and_accounted_for(
     with teacher_server() as teacher:
         spec = instruct_job(job, jsonl, teacher, generate=10, per_call=4)
         run = tmp_path / "run"
-        done = command("run", spec, "--out", run)
+        done = command("run", spec, "--workers", 1, "--out", run)
         assert done.returncode == 0, done.stderr
         calls = teacher.bill()["calls"]
     rows, said = table(run, "dataset"), manifest(run)
@@ -126,7 +126,7 @@ def test_calls_that_write_no_instruction_are_among_the_rejected_and_the_sum_hold
     with teacher_server("--faults", "refusal:0.4") as teacher:
         spec = instruct_job(job, jsonl, teacher, generate=12, per_call=2)
         run = tmp_path / "run"
-        assert command("run", spec, "--out", run).returncode == 0
+        assert command("run", spec, "--workers", 1, "--out", run).returncode == 0
     said = manifest(run)["rows"]
     assert said["source"] + said["generated"] == said["accepted"] + sum(said["rejected"].values())
     assert said["generated"] == said["written"] + said["rejected"]["no_instruction"]
@@ -140,7 +140,7 @@ def test_faults_on_the_wire_lose_no_row_and_garbage_is_kept_raw(
     faults = "500:0.05,429:0.1,503:0.05,html:0.05,blank:0.05"
     with teacher_server("--faults", faults) as teacher:
         run = tmp_path / "run"
-        done = command("run", job(rows, teachers=[lane(teacher)]), "--out", run)
+        done = command("run", job(rows, teachers=[lane(teacher)]), "--workers", 1, "--out", run)
         assert done.returncode == 0, done.stderr
         bill = teacher.bill()
     said = manifest(run)
@@ -160,7 +160,7 @@ def test_a_budget_stops_before_it_is_overshot_and_a_larger_one_goes_on(
         paid = {**lane(teacher), "free": False, "price": {"input": 100, "output": 100}}
         spec = job(rows, teachers=[paid], budget={"usd": 0.5}, sampling={"max_tokens": 64})
         run = tmp_path / "run"
-        stopped = command("run", spec, "--out", run)
+        stopped = command("run", spec, "--workers", 1, "--out", run)
         assert stopped.returncode == 3, stopped.stderr
         bill = teacher.bill()
         said = manifest(run)
@@ -168,7 +168,7 @@ def test_a_budget_stops_before_it_is_overshot_and_a_larger_one_goes_on(
         assert said["spend"]["usd"] == bill["usd"]
         assert said["state"] == "exhausted"
         assert 0 < said["rows"]["accepted"] == len(table(run, "dataset")) < 120
-        more = command("run", spec, "--out", run, "--set", "budget.usd=9")
+        more = command("run", spec, "--workers", 1, "--out", run, "--set", "budget.usd=9")
         assert more.returncode == 0, more.stderr
         assert teacher.bill()["repeated"] == 0
     assert manifest(run)["rows"]["accepted"] == 120
@@ -180,7 +180,7 @@ def test_a_lane_that_refuses_everything_ends_the_run_with_status_4(
 ) -> None:
     with teacher_server("--status", str(status)) as teacher:
         run = tmp_path / "run"
-        done = command("run", job(questions, teachers=[lane(teacher)]), "--out", run)
+        done = command("run", job(questions, teachers=[lane(teacher)]), "--workers", 1, "--out", run)
         assert done.returncode == 4, done.stderr
         assert word in done.stderr and "hint:" in done.stderr
         assert teacher.bill()["refused_total"] <= 16  # no more than was in flight when the first one came back
@@ -199,9 +199,9 @@ def test_weights_that_were_cut_off_end_the_run_before_the_first_call(
 
 def test_a_finished_run_is_left_alone(command: Command, job: Write, questions: Path, tmp_path: Path) -> None:
     spec, run = job(questions), tmp_path / "run"
-    assert command("run", spec, "--out", run).returncode == 0
+    assert command("run", spec, "--workers", 1, "--out", run).returncode == 0
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    again = command("run", spec, "--out", run)
+    again = command("run", spec, "--workers", 1, "--out", run)
     assert again.returncode == 0 and "finished" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from schemas.student import TrainingSpec
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.first]
 Command = Callable[..., Finished]
 WORDS = ("red", "green", "blue", "white", "black")
 DEADLINE_S = 120
