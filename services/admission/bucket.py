@@ -100,16 +100,14 @@ class Bucket:
         most, least = self.per_second * BURST_S, self.per_second * self.burst_s
         return max(1.0, min(most, max(least, 2 * self.largest)))
 
-    @property
-    def _apart(self) -> float:
-        """What a grant costs beyond itself where the strictest server holds one call and no more: the next must not
-        arrive early."""
-        return self.per_second * self.jitter_s if self.per_second * BURST_S <= self.largest else 0.0
+    def _apart(self, call: float) -> float:
+        """What a call costs beyond itself where the strictest server holds it and no more: it must not arrive early."""
+        return self.per_second * self.jitter_s if self.per_second * BURST_S <= call else 0.0
 
     @property
     def _full(self) -> float:
         # Above the price of a call: the factor may have risen since the bucket was filled.
-        return self.capacity + 1.25 * self._apart
+        return self.capacity + 1.25 * self._apart(self.largest)
 
     @property
     def level(self) -> float:
@@ -134,26 +132,26 @@ class Bucket:
         self._spare = min(self._spare, max(0.0, self._full - sum(self._credit.values())))
         self._minute.forget(now)
 
-    def available(self, worker: str) -> float:
-        """What `worker` could be granted; the bucket is at now."""
+    def available(self, worker: str, call: float = 1.0) -> float:
+        """What `worker` could be granted for calls of this size; the bucket is at now."""
         room = float("inf") if self.guessed else self.per_minute - self._minute.total
-        found = max(0.0, min(self._credit.get(worker, 0.0) + self._spare - self._apart, room))
+        found = max(0.0, min(self._credit.get(worker, 0.0) + self._spare - self._apart(call), room))
         return float(int(found + 1e-9)) if self._whole else found
 
-    def grant(self, worker: str, wanted: float, now: Seconds) -> float:
-        """As much of `wanted` as there is for `worker`; the bucket is at `now`."""
-        given = min(max(0.0, wanted), self.available(worker))
+    def grant(self, worker: str, wanted: float, now: Seconds, call: float = 1.0) -> float:
+        """As much of `wanted` as there is for `worker`, for calls of this size; the bucket is at `now`."""
+        given = min(max(0.0, wanted), self.available(worker, call))
         if given:
-            own, cost = self._credit.get(worker, 0.0), given + self._apart
+            own, cost = self._credit.get(worker, 0.0), given + self._apart(call)
             from_own = min(cost, max(0.0, own))
             self._credit[worker] = own - from_own
             self._spare -= cost - from_own
             self._minute.add(given, now)
         return given
 
-    def wait(self, worker: str, amount: float) -> Seconds:
-        """Until there is `amount` for `worker`, if nobody else takes it; the bucket is at now."""
-        missing = amount + self._apart - self._credit.get(worker, 0.0) - self._spare
+    def wait(self, worker: str, amount: float, call: float = 1.0) -> Seconds:
+        """Until there is `amount` for `worker`'s call of this size, if nobody else takes it; the bucket is at now."""
+        missing = amount + self._apart(call) - self._credit.get(worker, 0.0) - self._spare
         return max(0.0, missing) / self.per_second
 
     def give_back(self, worker: str, amount: float, now: Seconds) -> None:

@@ -396,16 +396,16 @@ class Pool:
         for name, size in sizes.items():
             bucket = self._buckets[name]
             most = max(bucket.largest, size) if bucket.is_scarce(asking) else math.inf
-            count = min(count, (min(bucket.available(report.worker), most) + 1e-9) // size)
+            count = min(count, (min(bucket.available(report.worker, report.call[name]), most) + 1e-9) // size)
         if count < 1:
             self._short_at = now
-            waits = {n: self._buckets[n].wait(report.worker, size) for n, size in sizes.items()}
+            waits = {n: self._buckets[n].wait(report.worker, size, report.call[n]) for n, size in sizes.items()}
             return {}, max(w if n == "requests" else min(w, REFUND_S) for n, w in waits.items())
         runs = {worker: self._clients[worker].run for worker in asking}
         if not self._calls.is_due(report.worker, runs, max(b.largest / b.per_minute for b in self._buckets.values())):
             return {}, 0.0
         amounts = {
-            n: self._buckets[n].grant(report.worker, min(report.wanted[n], count * size), now)
+            n: self._buckets[n].grant(report.worker, min(report.wanted[n], count * size), now, report.call[n])
             for n, size in sizes.items()
         }
         # Of a call larger than a limit but a part is granted; the rest is a debt.
