@@ -31,7 +31,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not ray and not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
