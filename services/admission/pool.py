@@ -39,6 +39,7 @@ CAREFUL, NEAR = 0.1, 0.03  # of that step, so near the rate that refusals began 
 TELLING = 10  # answers of an episode that tell a rate
 LEAST_PROBE = 6.0  # requests a minute
 SEVERAL = 8  # calls' worth of tokens not used, before it is asked whether the server gave them back
+REMEMBERED_S = 2.0  # of a limit in tokens that were not used
 RICH = 0.4  # seconds' worth of tokens that the server has and we have not
 RICH_S = 3.0  # of waiting for tokens that the server says are there
 WISER = 4.0  # times as long, each time that this turned out to be wrong
@@ -130,6 +131,8 @@ class Pool:
     _unaware: int = 0  # calls that had left before the limit was known: their refusals say nothing about it
     _unused: float = 0.0
     _short: float = 0.0
+    _denied: float = 0.0  # tokens of calls that were refused
+    _held_at_first: Seconds = 1.0  # of the limit, as far as what was not used is remembered from then
     _rich_since: Seconds | None = None
     _rich_s: Seconds = RICH_S
     _was_lenient: bool = False  # the last change of the charging was towards more lenient
@@ -246,8 +249,6 @@ class Pool:
             enough = max(bucket.per_second / 4, SEVERAL * call)
             if self._unused > enough and self._short > 0.5 * self._unused:
                 self._charge(Charging(self.charging + 1))
-            elif self._unused > max(bucket.per_second * 4, 4 * enough):
-                self._unused, self._short = self._unused / 2, self._short / 2
         if self.charging is not Charging.LIVE:
             # A server that holds one second's worth cannot show a gap of three large calls.
             enough = max(RICH * bucket.per_second, min(3 * call, 2 * RICH * bucket.per_second))
@@ -263,17 +264,35 @@ class Pool:
         if charging > self.charging and self._was_lenient:
             self._rich_s *= WISER
         self._was_lenient = charging < self.charging
-        self.charging, self._rich_since, self._short, self._unused = charging, None, 0.0, 0.0
+        self.charging, self._rich_since, self._short, self._unused, self._denied = charging, None, 0.0, 0.0, 0.0
+
+    def _count_tokens(self, report: Report, now: Seconds) -> None:
+        """A server that keeps what calls do not use refuses about as much as was given back to them, once it has spent
+        what it held at first."""
+        bucket = self._buckets.get("tokens")
+        if bucket is None:
+            return
+        call = report.call.get("tokens", bucket.call)
+        self._unused += report.unused
+        self._denied += report.refused * call
+        held = self._held_at_first * bucket.per_second
+        if self.charging is Charging.REFUND and self._unused and self._denied > max(0.0, 0.5 * (self._unused - held)):
+            self._charge(Charging.KEEP)
+            self._begin_episode(now)
+            self._unaware = sum(client.peak for client in self._alive(now))
+        elif self._unused > max(REMEMBERED_S * bucket.per_second, SEVERAL * call):
+            self._unused, self._short, self._denied = self._unused / 2, self._short / 2, self._denied / 2
+            self._held_at_first /= 2
 
     def _learn(self, report: Report, now: Seconds) -> None:
         """Adapt to refusals: shorter bursts, then a smaller share of the limit; the window where none is known."""
-        self._unused += report.unused
         if self._unaware > 0:
             self._unaware -= report.ended
         else:
             self._ended += report.ended
             self._answered += report.answered
             self._refused += report.refused
+        self._count_tokens(report, now)
         peak = sum(c.peak for c in self._alive(now))
         self._window.answered(report.ended - report.refused - report.overloaded, peak, now)
         self._asked_until = max(self._asked_until, now + report.retry_after)
@@ -296,8 +315,8 @@ class Pool:
         if self._overloaded > OVERLOAD * self._ended:
             self._cut(now)  # beyond the odd error: too many calls at once
         share = self._refused / max(1, self._ended)
-        if self._ended < ENOUGH and self._refused < SOME:
-            share = 0.0  # of so few calls one or two refusals are chance
+        if self._refused < SOME:
+            share = 0.0  # one or two refusals are chance
         if share > MANY and self._is_unclear(share, past, now):
             self._cut(now)
             return
@@ -312,6 +331,9 @@ class Pool:
                 bucket.tighten()
             if share > FLOOD and self._ended >= ENOUGH:
                 self._cut(now)
+        self._begin_episode(now)
+
+    def _begin_episode(self, now: Seconds) -> None:
         self._episode_at, self._ended, self._answered, self._refused, self._overloaded = now, 0, 0, 0, 0
 
     def _cut(self, now: Seconds) -> None:
@@ -341,8 +363,8 @@ class Pool:
         # A guess from noise would shrink for ever. Nor do answers that take longer than an episode tell a rate: a
         # server that takes so many calls at once would seem to take none; the window deals with those.
         tells = share >= UNKNOWN and self._answered >= TELLING
-        if "tokens" in known and self._unused and self.charging is not Charging.KEEP:
-            self._charge(Charging(self.charging + 1))
+        if "tokens" in known and self._unused and self.charging is Charging.LIVE:
+            self._charge(Charging.REFUND)
         elif tells and (not known or not named):
             answered = self._answered / past * 60
             self._guess = max(1.0, GUESS * min(answered, self._guess or answered))
@@ -415,17 +437,17 @@ class Pool:
 
     def _share_of_window(self, report: Report, now: Seconds) -> int:
         """This worker's part of the calls in flight: even over runs, then over a run's workers, and never more than
-        the others leave. A remainder goes to whoever asks first: with 10 calls for 4 workers, two get 3."""
+        the others leave. What does not divide evenly goes round: with 10 calls for 4 workers, two in turn get 3."""
         me = self._clients[report.worker]
         if not me.asking:
             me.window = 0
             return 0
         asking = self._asking(now, in_flight=True)
-        fair = math.ceil(self._window.size * asking[report.worker])
-        if self._window.size < len(asking):
-            self._places.took(report.worker, report.run, report.ended)
-            runs = {worker: self._clients[worker].run for worker in asking}
-            fair = int(self._places.is_among(report.worker, runs, self._window.size))
+        even = {worker: int(self._window.size * weight + 1e-9) for worker, weight in asking.items()}
+        over = self._window.size - sum(even.values())
+        self._places.took(report.worker, report.run, report.ended)
+        runs = {worker: self._clients[worker].run for worker in asking}
+        fair = even[report.worker] + int(over > 0 and self._places.is_among(report.worker, runs, over))
         others = sum(c.window for c in self._alive(now) if c is not me)
         granted = max(0, min(fair, self._window.size - others))
         me.window = max(report.in_flight, granted)

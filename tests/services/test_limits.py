@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import statistics
+from collections import Counter
 
 import pytest
 from simulation import Provider, Simulation
@@ -194,16 +196,18 @@ def test_tokens_that_come_back_are_used_again(latency_s: float, workers: dict[st
 
 
 def test_after_an_outage_in_which_all_was_refused_a_guessed_limit_is_found_again() -> None:
-    provider = Provider({"requests": 1200}, headers=False)
-    simulation = Simulation(provider, WORKERS, {}, demand(200), unequal)
-    simulation.run(30.0)
-    meter = provider.meters.meters["requests"]
-    meter.level = -12 * meter.per_minute / 60  # for twelve seconds
-    simulation.run(42.0)
-    before = len(provider.admitted)
-    simulation.run(120.0)
-    served = sum(1 for _, amount in provider.admitted[before:] if amount == 100)
-    assert served >= 0.6 * 20 * 78
+    def served_after(seed: int) -> int:
+        provider = Provider({"requests": 1200}, headers=False)
+        simulation = Simulation(provider, WORKERS, {}, demand(200), unequal, seed=seed)
+        simulation.run(30.0)
+        meter = provider.meters.meters["requests"]
+        meter.level = -12 * meter.per_minute / 60  # for twelve seconds
+        simulation.run(42.0)
+        before = len(provider.admitted)
+        simulation.run(120.0)
+        return sum(1 for _, amount in provider.admitted[before:] if amount == 100)
+
+    assert statistics.median(served_after(seed) for seed in range(5)) >= 0.6 * 20 * 78
 
 
 def test_a_limit_that_headers_lower_in_mid_run_is_followed_at_once() -> None:
@@ -237,10 +241,40 @@ def test_a_token_limit_is_used_whole_however_the_provider_counts(
 ) -> None:
     provider = Provider({"tokens": 600_000}, gives_back=gives_back, headers=headers)
     simulation = simulated(provider, workers, {"tokens": 600_000})
-    # A provider that neither says what is left nor gives back what was not used is learned from its refusals.
-    learned_by_refusals = not headers and not gives_back
-    assert simulation.used(*MEASURED, 600_000, tokens=True) >= (0.9 if learned_by_refusals else 0.97)
-    assert simulation.refused_share <= (0.01 if learned_by_refusals else 0.005)
+    assert simulation.used(*MEASURED, 600_000, tokens=True) >= 0.97
+    assert simulation.refused_share <= 0.005
+
+
+@pytest.mark.parametrize(("tpm", "max_tokens", "answers"), [
+    (600_000, 512, (20, 500)), (600_000, 1_024, (20, 1_000)), (600_000, 2_048, (20, 600)), (200_000, 1_024, (20, 180)),
+    (200_000, 512, (20, 180)),
+])  # fmt: skip
+@pytest.mark.parametrize("headers", [True, False], ids=["headers", "silent"])
+@pytest.mark.parametrize("workers", [WORKERS, FOUR], ids=["two", "four"])
+def test_a_server_that_keeps_what_calls_do_not_use_is_known_by_its_first_refusals(
+    tpm: int, max_tokens: int, answers: tuple[int, int], headers: bool, workers: dict[str, str]
+) -> None:
+    provider = Provider({"tokens": tpm}, gives_back=False, headers=headers)
+    simulation = Simulation(
+        provider, workers, {"tokens": tpm}, of_size(60, max_tokens), lambda rng: rng.randint(*answers)
+    )
+    simulation.run(MEASURED[1])
+    assert simulation.pool.charging is Charging.KEEP
+    assert simulation.used(*MEASURED, tpm, tokens=True) >= 0.93
+    assert provider.refused <= 8
+
+
+@pytest.mark.parametrize("answers", [(20, 180), (100, 900)])
+@pytest.mark.parametrize("headers", [True, False], ids=["headers", "silent"])
+def test_the_odd_refusal_is_not_taken_for_a_server_that_keeps_what_calls_do_not_use(
+    answers: tuple[int, int], headers: bool
+) -> None:
+    provider = Provider({"tokens": 200_000}, headers=headers, latency_s=1.0)
+    simulation = Simulation(
+        provider, WORKERS, {"tokens": 200_000}, of_size(80, 1_024), lambda rng: rng.randint(*answers)
+    )
+    simulation.run(120.0)
+    assert simulation.used(5.0, 120.0, 200_000, tokens=True) >= 0.85
 
 
 def test_answers_far_below_max_tokens_do_not_waste_the_limit() -> None:
@@ -253,6 +287,23 @@ def test_two_runs_on_one_account_get_half_each() -> None:
     simulation = simulated(Provider({"requests": 6000}), TWO_RUNS, {"requests": 6000})
     first, second = (sum(n for w, n in simulation.sent.items() if TWO_RUNS[w] == run) for run in ("first", "second"))
     assert abs(first - second) <= 0.1 * first
+
+
+@pytest.mark.parametrize("slots", [5, 6, 10, 13, 50])
+@pytest.mark.parametrize(
+    "workers", [TWO_RUNS, {"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "1", "c": "1", "d": "2"}],
+    ids=["two-two", "three", "three-one"],
+)  # fmt: skip
+def test_runs_have_equal_parts_of_the_calls_in_flight_though_they_do_not_divide_evenly(
+    slots: int, workers: dict[str, str]
+) -> None:
+    provider = Provider({}, headers=False)
+    simulation = simulated(provider, workers, {}, concurrency=slots)
+    sent = Counter[str]()
+    for worker, number in simulation.sent.items():
+        sent[workers[worker]] += number
+    assert max(sent.values()) <= 1.15 * min(sent.values())
+    assert sent.total() >= 0.8 * slots * MEASURED[1] / provider.latency_s
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
@@ -337,7 +388,7 @@ def test_where_nothing_is_known_calls_in_flight_find_their_level(slots: int, lat
     served = sum(1 for when, amount in provider.admitted if when >= MEASURED[0] and amount == 100)
     # A call more is a large step where there is room for few, so that much of the time is spent finding out.
     assert served >= (0.7 if slots >= 50 else 0.6 if slots > 2 else 0.35) * possible
-    assert simulation.refused_share <= (0.1 if slots >= 50 else 0.5)
+    assert simulation.refused_share <= (0.1 if slots >= 50 else 0.6)
 
 
 @pytest.mark.parametrize("rpm", [None, 60.0, 1200.0])
