@@ -12,7 +12,7 @@ from training.aligned import aligned
 from training.divergences import TopK
 from training.examples import MAIN, SECOND, TEXT
 from training.objectives import OBJECTIVES, Sampled, View
-from training.rows import IGNORED
+from training.rows import BLANK, IGNORED
 from training.teacher import Teacher, cut
 
 COUNTS = ("tokens", "main", "second", "text", "rows")
@@ -104,4 +104,5 @@ def counts_of(batch: dict[str, Tensor], seq2seq: bool) -> Tensor:
         labels, owners = labels[:, 1:], owners[:, 1:]
     tasks = batch["tasks"][owners[labels != IGNORED]]
     each = [int((tasks == task).sum()) for task in (MAIN, SECOND, TEXT)]
-    return torch.tensor([float(len(tasks)), *map(float, each), float(len(batch["tasks"]))])
+    rows = int((batch["tasks"] != BLANK).sum())
+    return torch.tensor([float(len(tasks)), *map(float, each), float(rows)])

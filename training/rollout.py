@@ -17,7 +17,7 @@ from training.aligned import aligned
 from training.divergences import wide
 from training.examples import MAIN
 from training.objectives import returns_of
-from training.rows import IGNORED, Collator, TokenRow
+from training.rows import BLANK, IGNORED, Collator, TokenRow
 from training.teacher import Teacher, cut
 
 
@@ -168,8 +168,9 @@ class Rollouts:
         return self.teacher.model if self.spec.seq_kd else None
 
     def _written(self, rows: Sequence[TokenRow], writer: Any, step: int) -> dict[str, Any]:
-        fresh = self._responses(rows, writer, step if writer is self.model else 0)
-        return self._collated(fresh)
+        asked = [row for row in rows if row.task != BLANK]
+        fresh = self._responses(asked, writer, step if writer is self.model else 0) if asked else []
+        return self._collated([*fresh, *(row for row in rows if row.task == BLANK)])
 
     def _collated(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
         batch = self.collate([[row] for row in rows])

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from training.signals import Signals
 
 IGNORED = -100  # label of a token without a loss
+BLANK = -1  # task of a row that stands for none
 NEAR = 16  # rooms that are looked at when a bin is chosen for a row
 
 
@@ -36,6 +37,8 @@ class TokenRow:
     def trained_tokens(self) -> int:
         return sum(label != IGNORED for label in self.labels)
 
+
+BLANK_ROW = TokenRow([0, 0], [IGNORED, IGNORED], task=BLANK)  # nothing to learn: fills a batch
 
 Bin = Sequence[TokenRow]  # rows that share one row of a batch
 
@@ -139,6 +142,21 @@ class Bins(Sequence[Bin]):
 
     def __getitem__(self, at: Any) -> Any:
         return [self._rows[number] for number in ([at] if self._numbers is None else self._numbers[at])]
+
+
+class Filled(Sequence[Bin]):
+    """Bins, and after them blank ones up to whole batches of `batch`."""
+
+    def __init__(self, bins: Sequence[Bin], batch: int) -> None:
+        self._bins, self._batch = bins, batch
+
+    def __len__(self) -> int:
+        return -(-len(self._bins) // self._batch) * self._batch
+
+    def __getitem__(self, at: Any) -> Any:
+        if at >= len(self):
+            raise IndexError(at)
+        return self._bins[at] if at < len(self._bins) else [BLANK_ROW]
 
 
 class Collator:

@@ -20,7 +20,7 @@ from schemas.errors import LimbeckError, SpecError
 from schemas.objective import Kd
 from schemas.student import FromScratch, LayerCut, TrainingSpec
 from training.loop import outcome_of, use_assigned_cores
-from training.rows import TokenRow, predicted
+from training.rows import BLANK, TokenRow, predicted
 
 ABOUT = "about.json"
 SHARD = 1024  # rows in a file: what a killed capture does again
@@ -225,11 +225,13 @@ class Signals:
     def of(self, rows: Sequence[TokenRow]) -> tuple[np.ndarray, np.ndarray]:
         """(ids, log-probabilities), each (tokens with a loss, k). `LimbeckError` for a row that the cache does not hold
         as it is now."""
+        rows = [row for row in rows if row.task != BLANK]
         found = [self._line(row) for row in rows]
         sizes = [predicted(row, self._seq2seq) for row in rows]
+        none = np.empty((0, 1))  # of a batch without a row
         ids = [line["ids"].reshape(n, -1) for line, n in zip(found, sizes, strict=True) if n]
         log_probs = [line["log_probs"].reshape(n, -1) for line, n in zip(found, sizes, strict=True) if n]
-        return np.concatenate(ids).astype(np.int64), np.concatenate(log_probs).astype(np.float32)
+        return np.concatenate(ids or [none]).astype(np.int64), np.concatenate(log_probs or [none]).astype(np.float32)
 
     def _line(self, row: TokenRow) -> dict[str, Any]:
         at = self._at.get((row.record, row.task))

@@ -22,9 +22,9 @@ from training import sharding
 from training.checkpoints import Saving, keep, newest, restore, step_of, written
 from training.evaluate import held_out_sums
 from training.learner import Learner, counts_of
-from training.order import Bucketed
+from training.order import Shuffled
 from training.rollout import Rollouts
-from training.rows import Bins, Collator, TokenRow, pack, sizes_of
+from training.rows import Bins, Collator, Filled, TokenRow, pack, sizes_of
 from training.signals import Signals, cache_of
 from training.students import Student
 from training.teacher import Teacher, vocabulary_with
@@ -42,8 +42,8 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, learner: Learner, student: Student, held: Sequence[TokenRow], rollouts: Rollouts | None, saving: Saving,
-        sharded: bool = False, **kwargs: Any,
+        self, learner: Learner, student: Student, held: Sequence[TokenRow], order: Shuffled, rollouts: Rollouts | None,
+        saving: Saving, sharded: bool = False, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(model=learner, **kwargs)
         self.add_callback(saving)
@@ -52,7 +52,7 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         self._seq2seq = bool(learner.model.config.is_encoder_decoder)
         self._since_check: list[tuple[list[str], Tensor]] = []
         self._steps = 0  # since the loss was logged
-        self.order: Bucketed | None = None  # of the rows; None: any
+        self._order = order
         if sharded:
             # The model is placed, and its gradients are averaged, by `fully_shard`: not by DDP.
             sharding.shard(learner)
@@ -67,7 +67,7 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         return self._saving.was_stopped
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return self.order or super()._get_train_sampler(train_dataset)
+        return self._order
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -249,12 +249,14 @@ def trainer_of(
     if spec.activation_checkpointing:
         student.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     rollouts = _rollouts(spec, student, teacher, collate)
+    lengths = sizes.max(-1).tolist() if spec.bucketing and not packed else None
+    batch = spec.batch_size * spec.workers
+    order = Shuffled(len(bins), batch, spec.seed, lengths)
     trainer = TokenTrainer(
-        learner, student, held, rollouts, Saving(spec.checkpoints, wished), spec.sharding,
-        args=_arguments(spec, len(bins), out), train_dataset=bins, data_collator=collate, callbacks=list(callbacks),
+        learner, student, held, order, rollouts, Saving(spec.checkpoints, wished), spec.sharding,
+        args=_arguments(spec, len(bins), out), train_dataset=Filled(bins, batch), data_collator=collate,
+        callbacks=list(callbacks),
     )  # fmt: skip
-    if spec.bucketing and not packed:
-        trainer.order = Bucketed(sizes.max(-1).tolist(), spec.batch_size * spec.workers, spec.seed)
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 

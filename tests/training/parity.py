@@ -37,8 +37,10 @@ def teacher_of(arch: str) -> Teacher:
     return Teacher(made.model.eval().requires_grad_(False), len(made.tokenizer))
 
 
-def first_step(arch: str, objective: dict[str, Any], batch: int, accumulation: int, workers: int) -> list[float]:
-    """[loss, gradient norm] of the step that takes all sixteen rows."""
+def first_step(
+    arch: str, objective: dict[str, Any], batch: int, accumulation: int, workers: int, count: int
+) -> list[float]:
+    """[loss, gradient norm] of the step that takes all `count` rows."""
     made = without_dropout(student(arch))
     tasks = (MAIN, MAIN, SECOND, TEXT) if "lm" in objective else (MAIN, SECOND)
     tasks = tasks if objective["name"] in ("step_by_step", "icl", "minillm") else (MAIN,)
@@ -46,7 +48,7 @@ def first_step(arch: str, objective: dict[str, Any], batch: int, accumulation: i
         tasks = (MAIN, TEXT)
     pairs = [
         Pair("Name." if i % 3 else "Say hello to the people.", " red" * (1 + i % 5), str(i), tasks[i % len(tasks)], 0.5)
-        for i in range(16)
+        for i in range(count)
     ]
     rows, _ = token_rows(pairs, made.tokenizer, 64, None, made.seq2seq)
     spec = TrainingSpec.model_validate(
@@ -60,8 +62,8 @@ def first_step(arch: str, objective: dict[str, Any], batch: int, accumulation: i
     return [told["loss"], told["grad_norm"]]
 
 
-def first_steps(ways: list[tuple[int, int, int]]) -> dict[str, list[list[float]]]:
-    """What each way, (batch, accumulation, workers), measured, by architecture and objective."""
+def first_steps(ways: list[tuple[int, int, int, int]]) -> dict[str, list[list[float]]]:
+    """What each way, (batch, accumulation, workers, rows), measured, by architecture and objective."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return {

@@ -1,19 +1,30 @@
-"""Bucketing: every row once an epoch, side by side with rows of like length, the same after a restart."""
+"""Every row comes once an epoch, the same after a restart; bucketed, side by side with rows of like length."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.order import Bucketed
+from training.order import Shuffled
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=300)
 
 
-@given(LENGTHS, st.integers(1, 9), st.integers(0, 3))
-def test_every_row_comes_once_an_epoch(lengths: list[int], batch: int, epoch: int) -> None:
-    order = Bucketed(lengths, batch, seed=0)
+@given(LENGTHS, st.integers(1, 9), st.integers(0, 3), st.booleans())
+def test_every_row_comes_once_an_epoch_and_whole_batches_of_numbers(
+    lengths: list[int], batch: int, epoch: int, bucketed: bool
+) -> None:
+    order = Shuffled(len(lengths), batch, seed=0, lengths=lengths if bucketed else None)
     order.set_epoch(epoch)
-    assert sorted(order) == list(range(len(lengths)))
-    assert list(order) == list(order)
+    found = list(order)
+    assert sorted(found) == list(range(len(order))) and found == list(order)
+    assert len(order) % batch == 0 and 0 <= len(order) - len(lengths) < batch
+    assert all(number < len(lengths) for number in found[: len(lengths)])  # what stands for no row comes last
+
+
+def test_epochs_differ() -> None:
+    order = Shuffled(100, 8, seed=0)
+    first = list(order)
+    order.set_epoch(1)
+    assert list(order) != first
 
 
 def padded(lengths: list[int], order: list[int], batch: int) -> int:
@@ -23,7 +34,7 @@ def padded(lengths: list[int], order: list[int], batch: int) -> int:
 
 def test_it_leaves_little_padding_and_still_shuffles() -> None:
     lengths = [(i * 7919) % 500 + 1 for i in range(4000)]
-    order = Bucketed(lengths, 8, seed=0)
+    order = Shuffled(4000, 8, seed=0, lengths=lengths)
     first = list(order)
     assert padded(lengths, first, 8) < 1.05 * sum(lengths) < 0.7 * padded(lengths, list(range(4000)), 8)
     order.set_epoch(1)
