@@ -16,7 +16,7 @@ from schemas.errors import LimbeckError, SpecError
 from schemas.student import TrainingSpec
 from training.checkpoints import held_out
 from training.divergences import top_k
-from training.rows import Collator
+from training.rows import BLANK_ROW, Collator
 from training.signals import Capture, Signals, cache_of
 from training.store import load, prepare
 from training.students import pretrained, train_tokenizer
@@ -69,10 +69,14 @@ def test_what_is_written_down_is_what_the_teacher_says(arch: str, pairs: Path, t
     rows = load(spec, store).every[:]
     signals = Signals(tmp_path / "cache", made.seq2seq)
     teacher = load_teacher(str(spec.teacher), made)
-    batch = Collator(made.tokenizer.pad_token_id, made.seq2seq, signals)([rows[:3], rows[3:8]])  # packed
+    collate = Collator(made.tokenizer.pad_token_id, made.seq2seq, signals)
+    batch = collate([rows[:3], rows[3:8]])  # packed
     said = top_k(teacher({n: x for n, x in batch.items() if isinstance(x, torch.Tensor)}).logits, K)
     assert torch.equal(batch["top_ids"], said.ids)
     assert torch.allclose(batch["top_log_probs"], said.log_probs, atol=1e-5)
+    # Of a row that only fills a batch nothing is said.
+    assert torch.equal(collate([[rows[0]], [BLANK_ROW]])["top_ids"], collate([[rows[0]]])["top_ids"])
+    assert len(collate([[BLANK_ROW]])["top_ids"]) == 0
 
     curves = []
     for objective in ({"name": "kd", "top_k": K}, {"name": "kd", "top_k": K, "cache": str(tmp_path / "cache")}):
