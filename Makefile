@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
+RUN := $(or $(RUN),runs/quickstart-$(shell date +%Y%m%d-%H%M%S))
 
 .PHONY: help install demo test test-fast check format bench peers clean
 
@@ -25,7 +25,8 @@ $(INSTALLED): pyproject.toml constraints.txt deploy/embedded-teacher.txt
 	@touch $(INSTALLED)
 
 demo: $(INSTALLED)
-	$(BIN)/limbeck run examples/quickstart.yaml --out $(RUN)
+	@$(BIN)/limbeck run examples/quickstart.yaml --out $(RUN) || \
+		{ status=$$?; [ $$status = 2 ] || echo 'make demo RUN=$(RUN) goes on with this run; without RUN a new one begins' >&2; exit $$status; }
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -43,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in budget.usd=10.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the spec, as in a.b=10.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Address = Annotated[
@@ -56,7 +56,7 @@ Out = Annotated[Path, typer.Option("--out", help="The run directory. The same co
 class StopFlag:
     """Set by the first SIGINT or SIGTERM; a second one ends the process at once."""
 
-    def __init__(self, doing: str = "finishing the calls in flight") -> None:
+    def __init__(self, doing: str = "finishing what is in flight") -> None:
         self.is_set, self._doing = False, doing
 
     def install(self) -> None:
@@ -337,9 +337,10 @@ def status(
         if as_json:
             print(manifest.model_dump_json(indent=2))
             return
-        if manifest.state == "running" and not directory.is_in_use():
-            print("note: no process works on this run now; run it again to resume", file=sys.stderr)
-        Console(width=max(80, Console().width)).print(summary(manifest, None, run_directory))
+        state: str = manifest.state
+        if state == "running" and not directory.is_in_use():
+            state = "stopped, and no process works on it; run it again to resume"
+        Console(width=max(80, Console().width)).print(summary(manifest, None, run_directory, state))
         if manifest.error:
             print(f"error: {manifest.error}")
 

@@ -137,9 +137,11 @@ class Progress:
         return table
 
 
-def summary(manifest: Manifest, metrics: dict[str, Any] | None, out: Path) -> Table:
-    """The table that ends a run."""
-    table = Table(title=f"{manifest.name}: {manifest.state}", title_justify="left", show_header=False, min_width=46)
+def summary(manifest: Manifest, metrics: dict[str, Any] | None, out: Path, state: str = "") -> Table:
+    """The table that ends a run; `state` in place of the manifest's."""
+    table = Table(
+        title=f"{manifest.name}: {state or manifest.state}", title_justify="left", show_header=False, min_width=46
+    )
     rows, spend = manifest.rows, manifest.spend
     if manifest.state == "running":
         at = student_line(out / ".work") if manifest.stage == "train" else ""

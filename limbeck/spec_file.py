@@ -88,7 +88,10 @@ def override(spec: dict[str, Any], setting: str) -> None:
     path, equals, text = setting.partition("=")
     if not equals or not re.fullmatch(r"\s*[\w.-]+\s*", path):
         typed = re.match(r"[\w.]*", setting)  # no more of it: what follows may be a key
-        raise SpecError(f"--set {typed.group() if typed else ''}: not of the form key.key=value", "as in budget.usd=10")
+        raise SpecError(
+            f"--set {typed.group() if typed else ''}: not of the form key.key=value",
+            "as in sampling.temperature=0 of a job, epochs=2 of a training",
+        )
     try:
         value = yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError):

@@ -59,7 +59,10 @@ Students = Annotated[dict[Name, Name], BeforeValidator(named)]
 
 class EvaluationSpec(Judging):
     students: Students = Field(description="name: a student/ folder, a Hugging Face id or path", min_length=1)
-    data: TrainingData = Field(description="what is asked and what is right; of what they learned, rows held out alone")
+    data: TrainingData = Field(
+        description="what is asked and what is right; of what they learned, rows held out alone. Without a template, "
+        "prompts are written for each student as when it learned"
+    )
 
 
 class JobEvaluation(Judging):

@@ -61,6 +61,8 @@ def spec_error(model: type[BaseModel], error: ValidationError) -> SpecError:
     problems = error.errors()
     # An unknown key explains a missing one beside it ({form: x} where `from` is required), so it comes first.
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    part = {"TrainingSpec": " --training", "EvaluationSpec": " --evaluation"}.get(model.__name__, "")
+    hint = f"limbeck schema{part} prints every key with its meaning"
     # '[key]' is pydantic's mark for "the key of this dict"; it is no part of what the user wrote.
     path = tuple(p for p in first["loc"] if p not in ("[key]",))
     dotted = _dotted(path) or "the spec"
@@ -70,13 +72,13 @@ def spec_error(model: type[BaseModel], error: ValidationError) -> SpecError:
     ):
         known = known_keys(model, path[:-1])
         near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
+        nearest = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
         if path[-1] in LATER:
             return SpecError(f"{dotted}: {LATER[str(path[-1])]} is not built yet", "leave it out")
         shown = _shown(path[-1], first["input"])
-        return SpecError(f"unknown key {dotted}{' = ' if shown else ''}{shown}{more}", hint)
+        return SpecError(f"unknown key {dotted}{' = ' if shown else ''}{shown}{more}", nearest)
     if first["type"] == "missing":
-        return SpecError(f"{dotted} is required{more}", "limbeck schema prints every key with its meaning")
+        return SpecError(f"{dotted} is required{more}", hint)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("model_type", "dict_type"):
         keys = known_keys(model, path)
@@ -85,4 +87,4 @@ def spec_error(model: type[BaseModel], error: ValidationError) -> SpecError:
         message = f"not built yet; leave it {UNBUILT.get(dotted, 'null')}"
     shown = _shown(path[-1] if path else "", first["input"])
     where = f"{dotted}: {shown}" if shown else dotted
-    return SpecError(f"{where}: {message}{more}", "limbeck schema prints every key with its meaning")
+    return SpecError(f"{where}: {message}{more}", hint)

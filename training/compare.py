@@ -1,7 +1,10 @@
 """One student of a comparison: everything that its evaluation spec asks for, with intervals."""
 
+import json
 import random
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from schemas.errors import LimbeckError
 from schemas.evaluation import EvaluationSpec
+from schemas.student import TRAINED_ON
 from training.aligned import aligned
 from training.divergences import forward_kl, reverse_kl, wide
 from training.evaluate import batches, responses, rouge_l
@@ -28,6 +32,7 @@ GRAMS = (1, 2, 4)
 def judged(spec: EvaluationSpec, name: str) -> dict[str, Any]:
     """{"metrics": {name: [mean, low, high]}, "samples": [{"prompt", "reference", "written"}], "rows", "parameters"} of
     the student `name`."""
+    spec = as_taught(spec, name)
     student = pretrained(spec.students[name])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     student.model.to(device).eval()
@@ -46,6 +51,16 @@ def judged(spec: EvaluationSpec, name: str) -> dict[str, Any]:
         "parameters": student.model.num_parameters(),
         "samples": [{"prompt": p.prompt, "reference": p.response, "written": text} for p, text in shown],
     }  # fmt: skip
+
+
+def as_taught(spec: EvaluationSpec, name: str) -> EvaluationSpec:
+    """Prompts as the student `name` read them when it learned, where the spec does not say how they are written."""
+    if "template" in spec.data.model_fields_set:
+        return spec
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not one of ours
+        taught = json.loads(Path(spec.students[name], TRAINED_ON).read_text())["train"]["data"]["template"]
+        return spec.model_copy(update={"data": spec.data.model_copy(update={"template": taught})})
+    return spec
 
 
 def chosen(spec: EvaluationSpec, student: Student) -> tuple[list[Pair], list[TokenRow]]:

@@ -45,7 +45,8 @@ def compare(
     if ray.cluster_resources().get("GPU"):
         share["num_gpus"] = 1
     task = ray.remote(**share)(_judge)
-    asked = {task.remote(spec.model_dump(mode="json", by_alias=True), name): name for name in spec.students}
+    told = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    asked = {task.remote(told, name): name for name in spec.students}
     found: dict[str, dict[str, Any]] = {}
     try:
         while waiting := [ref for ref, name in asked.items() if name not in found]:

@@ -16,7 +16,7 @@ from tiny_students import after_sft, rows_of, student
 from schemas.errors import LimbeckError, SpecError
 from schemas.evaluation import EvaluationSpec
 from schemas.student import TrainingData
-from training.compare import chosen, judged
+from training.compare import as_taught, chosen, judged
 from training.comparison import page
 from training.data import data_digest
 from training.held_out import held_out_by, held_out_numbers
@@ -93,7 +93,7 @@ def test_what_a_model_writes_is_escaped(three: dict[str, str], jsonl: Callable[.
         ({"students": {"x": "/nowhere"}}, "no config.json there"), ({"students": []}, "students"),
         ({"students": ["a", 1]}, "students"),
         ({"data": {"path": "/nowhere.jsonl"}}, "no such file"), ({"rows": 0}, "rows"),
-        ({"seedz": [1]}, "unknown key seedz"),
+        ({"seedz": [1]}, "unknown key seedz"), ({"rows": "few"}, "limbeck schema --evaluation"),
         ({"k_shot": {"k": 1}}, "k_shot goes with objective icl"),
     ],
     ids=str,
@@ -132,6 +132,16 @@ def test_of_data_that_a_student_learned_only_what_it_held_out_is_asked(
     learned(three["fair"], data, seed=4)
     with pytest.raises(SpecError, match="good and fair learned from it and held out different rows"):
         held_out_by(spec)
+
+
+def test_prompts_are_written_as_when_a_student_learned(three: dict[str, str], jsonl: Callable[..., Path]) -> None:
+    data = jsonl([{"prompt": "Say yes.", "response": "Yes."}] * 2)
+    made_of = {"data": "", "train": {"data": {"template": "chat"}}}
+    Path(three["good"], "trained_on.json").write_text(json.dumps(made_of))
+    spec = EvaluationSpec.model_validate(spec_of(three, data))
+    assert [as_taught(spec, name).data.template for name in ("good", "fair")] == ["chat", None]
+    named = EvaluationSpec.model_validate(spec_of(three, data) | {"data": {"path": str(data), "template": None}})
+    assert as_taught(named, "good").data.template is None
 
 
 def test_a_run_is_known_by_its_rows(three: dict[str, str], tmp_path: Path) -> None:
