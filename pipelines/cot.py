@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipelines.checks import unusable
 from pipelines.source import Malformed, Row, usable
 from schemas.call import Answer, Call, Message, Sampling
 from schemas.errors import SpecError
@@ -174,11 +175,9 @@ def read_answer(
     row: Row, answer: Answer, task: str, validation: Validation, teacher: str, call_key: str, raw: str
 ) -> Rationale | Rejection:
     """A record, or the reason why not."""
-    if answer.text is None:
-        reason = "refused" if answer.problem.startswith("refused") else "malformed_answer"
-        return Rejection(row.id, "answer", reason, answer.problem, raw)
-    if validation.finished and answer.finish == "length":
-        return Rejection(row.id, "answer", "truncated", "cut off at max_tokens", answer.text)
+    if rejection := unusable(row, answer, validation, raw):
+        return rejection
+    assert answer.text is not None
     parts = split_answer(answer.text, task)
     label = label_of(parts[1], task, row.choices) if parts else None
     if parts is None or label is None:

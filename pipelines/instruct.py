@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from pipelines.answer_schema import misfit
+from pipelines.checks import unusable
 from pipelines.source import Malformed, Row, usable
 from schemas.call import Answer, Call, Message, Sampling
 from schemas.errors import SpecError
@@ -153,11 +154,9 @@ def read_answer(
     row: Row, answer: Answer, validation: Validation, teacher: str, call_key: str, raw: str
 ) -> Pair | Rejection:
     """A record, or the reason why not."""
-    if answer.text is None:
-        reason = "refused" if answer.problem.startswith("refused") else "malformed_answer"
-        return Rejection(row.id, "answer", reason, answer.problem, raw)
-    if validation.finished and answer.finish == "length":
-        return Rejection(row.id, "answer", "truncated", "cut off at max_tokens", answer.text)
+    if rejection := unusable(row, answer, validation, raw):
+        return rejection
+    assert answer.text is not None
     if validation.json_schema is not None and (problem := misfit(answer.text, validation.json_schema)):
         return Rejection(row.id, "answer", "schema_mismatch", problem, answer.text)
     try:
