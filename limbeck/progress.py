@@ -24,6 +24,15 @@ def rate_line(manifest: Manifest, seconds: float, answered_before: int) -> str:
     return f"{calls / seconds:.1f} calls/s" if seconds > 1 and calls else "-"
 
 
+def left_line(manifest: Manifest, seconds: float, answered_before: int) -> str:
+    """The time that the stage's other calls take at the rate of this start."""
+    answered = manifest.calls.answered - answered_before
+    if seconds <= 1 or not answered:
+        return "-"
+    left = (manifest.calls.of - manifest.calls.done) * seconds / answered
+    return f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min" if left < 6000 else f"{left / 3600:.1f} h"
+
+
 def student_line(work: Path) -> str:
     """Where the student's training stands, from the file that its first worker writes."""
     try:
@@ -108,7 +117,8 @@ class Progress:
         elif entered or now - self._line_at > PLAIN_EVERY_S:
             self._line_at = now
             pairs = ", ".join(f"{name} {value}" for name, value in self._facts(manifest, now))
-            print(f"[{now - self._stage_at:6.1f} s] {manifest.stage}: {pairs}", file=sys.stderr, flush=True)
+            stage = manifest.stage or manifest.state
+            print(f"[{now - self._stage_at:6.1f} s] {stage}: {pairs}", file=sys.stderr, flush=True)
 
     def _facts(self, manifest: Manifest, now: float) -> list[tuple[str, str]]:
         if manifest.stage == "ray":
@@ -118,12 +128,15 @@ class Progress:
         if manifest.stage == "train":
             return [("student", student_line(self._work))]
         calls, spend = manifest.calls, manifest.spend
+        if not manifest.stage:
+            return [("calls", f"{calls.answered:,} answered")]
+        seconds = now - self._stage_at
         facts = [
-            ("rows", f"{manifest.rows.source:,}"),
-            ("answered", f"{calls.answered:,}"),
+            ("calls", f"{calls.done:,} of {calls.of:,}"),
             ("reused", f"{calls.reused:,}"),
             ("retried", f"{calls.retried:,}"),
-            ("rate", rate_line(manifest, now - self._stage_at, self._before)),
+            ("rate", rate_line(manifest, seconds, self._before)),
+            ("left", left_line(manifest, seconds, self._before)),
             ("tokens", f"{spend.input_tokens + spend.output_tokens:,}"),
             ("spent", f"${spend.usd:.4f}"),
         ]
@@ -144,7 +157,10 @@ def summary(manifest: Manifest, metrics: dict[str, Any] | None, out: Path, state
     )
     rows, spend = manifest.rows, manifest.spend
     if manifest.state == "running":
+        calls = manifest.calls
+        asking = manifest.stage in ("instructions", "responses", "answers")
         at = student_line(out / ".work") if manifest.stage == "train" else ""
+        at = f"{calls.done:,} of {calls.of:,} calls" if asking else at
         table.add_row("stage", f"{manifest.stage}: {at}" if at else manifest.stage)
     table.add_row("rows in", f"{rows.source:,}" + (f" + {rows.written:,} written" if rows.written else ""))
     table.add_row("accepted", f"{rows.accepted:,}")

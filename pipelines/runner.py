@@ -271,14 +271,16 @@ class Run:
         with fleet:
             plan = self.plan() if self.spec.pipeline == "cot" else self._write_instructions(fleet)
             with self.stage("responses" if self.spec.pipeline == "instruct" else "answers"):
-                self._send(fleet, plan)  # type: ignore[arg-type]
+                written = len(plan.written) if isinstance(plan, instruct.Responses) else 0
+                self._send(fleet, plan, self._scan.good + written)  # type: ignore[arg-type]
         if self._done.failed and not self._base.answered and not self._done.answered:
             raise LaneUnusable(
                 "no call was answered", "rejected/ keeps what the teacher said; check base_url and model"
             )
         return plan
 
-    def _send(self, fleet: Fleet, plan: Plan) -> None:
+    def _send(self, fleet: Fleet, plan: Plan, calls: int) -> None:
+        self.manifest.calls.done, self.manifest.calls.of = 0, calls
         self._sending_from = time.monotonic()
         self._done.add(fleet.run(plan, self._tick, self.stopping))
         self._tick(Progress())
@@ -311,6 +313,7 @@ class Run:
         calls.answered = base.answered + done.answered + now.answered
         calls.reused = done.reused + now.reused
         calls.failed = done.failed + now.failed
+        calls.done = max(calls.done, now.answered + now.reused + now.failed)
         self.manifest.spend = Spend(
             usd=(base.nano_usd + done.nano_usd + now.nano_usd) / NANO,
             input_tokens=base.input_tokens + done.input_tokens + now.input_tokens,
@@ -324,7 +327,7 @@ class Run:
         if wanted.generate:
             with self.stage("instructions"):
                 for plan in self._rounds(wanted):
-                    self._send(fleet, plan)
+                    self._send(fleet, plan, plan.count)
                     with self._answers() as answers:
                         written += self._written(plan, answers)[0]
                     if len(written) >= wanted.generate:

@@ -68,7 +68,7 @@ def test_a_cot_run_publishes_every_row_once_and_says_what_it_did(
     assert said["rows"]["source"] == 63
     assert said["rows"]["rejected"] == {"exact_duplicate": 1, "near_duplicate": 1, "not_text": 1}
     assert said["rows"]["accepted"] == 60 == said["dataset"]["rows"]
-    assert said["calls"]["answered"] == bill["calls"] == 62
+    assert said["calls"]["answered"] == bill["calls"] == said["calls"]["done"] == said["calls"]["of"] == 62
     exact = (bill["input_tokens"] + 2 * bill["output_tokens"]) / 1e6
     assert said["spend"]["usd"] == pytest.approx(exact, abs=1e-9)
     accepted, rejected = table(run, "dataset"), table(run, "rejected")
