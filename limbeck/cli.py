@@ -159,7 +159,7 @@ def run(
 @app.command()
 def plan(
     job: Annotated[Path, typer.Argument(help="A job spec in YAML.", metavar="JOB")],
-    pilot: Annotated[int | None, typer.Option(min=1, help="Not built yet.")] = None,
+    pilot: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures for a program.")] = False,
     settings: Settings = None,
     debug: Debug = False,
