@@ -117,8 +117,12 @@ class MiniLLM(Strict):
     clip: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="of the ratio to the sampling distribution")
     length_normalised: bool = True
     single_step: bool = Field(True, description="the next token's part is computed, not sampled")
-    reuse: Annotated[int, Field(ge=1, le=100)] = Field(4, description="times that a sampled response is learned from")
-    rollouts: Annotated[int, Field(ge=1, le=1_000_000)] = Field(256, description="responses sampled at a time, in all")
+    reuse: Annotated[int, Field(ge=1, le=100)] = Field(
+        4, description="times that a sampled response is learned from, in every epoch"
+    )
+    rollouts: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        256, description="rows that are learned from so often before the next ones are sampled"
+    )
     lm: LanguageModelling | None = Field(None, description="text for the language-modelling term")
 
 

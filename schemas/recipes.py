@@ -77,7 +77,8 @@ RECIPES: dict[str, Recipe] = {
         "objective.variant: released does what the code does instead: returns with a discount of 0.95 that hold "
         "r_t, too, whitened over a batch, and a language-modelling loss that is half distillation. Start from a "
         "student that was fine-tuned, the one with the lowest held-out loss (checkpoints.best). The code keeps "
-        "the checkpoint with the best ROUGE-L.",
+        "the checkpoint with the best ROUGE-L, and samples 256 responses before it learns from any; here each of "
+        "them is sampled when its step comes first, by newer weights.",
     ),
 }  # fmt: skip
 

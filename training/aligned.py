@@ -25,6 +25,12 @@ class Aligned:
     hidden: tuple[Tensor, ...] = ()
 
 
+def positions(model: Any) -> int:
+    """Tokens that a decoder-only model can read and write in all; without end where its configuration names none."""
+    most = None if model.config.is_encoder_decoder else getattr(model.config, "max_position_embeddings", None)
+    return most or 2**31
+
+
 def aligned(model: Any, batch: dict[str, Tensor], hidden: bool = False) -> Aligned:
     """Run a model over a batch of `rows.Collator`.
 

@@ -9,7 +9,7 @@ from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
 from torch.nn.functional import cross_entropy
 
-from training.aligned import aligned
+from training.aligned import aligned, positions
 from training.divergences import forward_kl, reverse_kl
 from training.examples import Pair
 from training.rows import Collator, TokenRow, prompt_text
@@ -73,21 +73,24 @@ def responses(
         drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     tokenizer, model = student.tokenizer, student.model.eval()
     tokenizer.padding_side = "right" if student.seq2seq else "left"
+    tokenizer.truncation_side = tokenizer.padding_side  # a decoder goes on from a prompt's end
+    longest = min(max_length, positions(model) - 1)
     written: list[str] = []
     with torch.inference_mode():
         for start in range(0, len(pairs), BATCH):
             prompts = [prompt_text(pair, tokenizer, template) for pair in pairs[start : start + BATCH]]
             encoded = tokenizer(
-                prompts, return_tensors="pt", padding=True, truncation=True, max_length=max_length,
+                prompts, return_tensors="pt", padding=True, truncation=True, max_length=longest,
                 add_special_tokens=student.seq2seq and template is None, return_token_type_ids=False,
             ).to(model.device)  # fmt: skip
+            room = positions(model) - encoded["input_ids"].shape[1]
             out = model.generate(
-                **encoded, **drawn, max_new_tokens=tokens, pad_token_id=tokenizer.pad_token_id,
+                **encoded, **drawn, max_new_tokens=min(tokens, room), pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
             )  # fmt: skip
             new = out if student.seq2seq else out[:, encoded["input_ids"].shape[1] :]
             written += tokenizer.batch_decode(new, skip_special_tokens=True)
-    tokenizer.padding_side = "right"
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
     return written
 
 

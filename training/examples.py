@@ -1,6 +1,6 @@
 """From rows of a training set to what a student reads and writes, as each objective wants it."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,16 +60,21 @@ def check_data(data: TrainingData | None, objective: AnyObjective) -> None:
 def stream_examples(data: TrainingData, objective: AnyObjective) -> Iterator[Example]:
     """The examples of a dataset, one after the other. `SpecError` for a missing file, an absent field, or fewer than
     two rows."""
-    seen = Counter[str]()
+    times: dict[str, int] = {}
     for example in _examples(data, objective):
-        seen[example[0].record] += 1
-        yield _again(example, seen[example[0].record])
-    _require_two(seen.total())
+        yield _again(example, times)
+    _require_two(len(times))
 
 
-def _again(example: Example, time: int) -> Example:
-    """An id that stands twice is told apart: what is sampled or written down of a record is found by it."""
-    return example if time == 1 else tuple(replace(pair, record=f"{pair.record}#{time}") for pair in example)
+def _again(example: Example, times: dict[str, int]) -> Example:
+    """An id that stands twice is told apart: what is sampled or written down of a record is found by it. `times` holds
+    how often each id stood before."""
+    record = name = example[0].record
+    while name in times:
+        times[record] += 1
+        name = f"{record}#{times[record]}"
+    times[name] = 1
+    return example if name == record else tuple(replace(pair, record=name) for pair in example)
 
 
 def _require_two(rows: int) -> None:

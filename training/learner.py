@@ -15,7 +15,7 @@ from training.objectives import OBJECTIVES, Sampled, View
 from training.rows import BLANK, IGNORED
 from training.teacher import Teacher, cut
 
-COUNTS = ("tokens", "main", "second", "text", "rows")
+COUNTS = ("tokens", "main", "second", "text", "rows", "options")
 
 
 class Projections(nn.Module):
@@ -43,6 +43,16 @@ def mapped_layers(spec: Hidden, student: int, teacher: int) -> list[tuple[int, i
                 "0 is the embeddings, 1 the first layer",
             )
     return pairs
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Take a model's dropout out, for this process."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def depth(model: Any) -> int:
@@ -98,11 +108,13 @@ class Learner(nn.Module):
 
 
 def counts_of(batch: dict[str, Tensor], seq2seq: bool) -> Tensor:
-    """A micro-batch's share of `COUNTS`, (5,)."""
+    """A micro-batch's share of `COUNTS`, (6,). Of options, the tokens by the weights: what is expected of them."""
     labels, owners = batch["labels"], batch["owners"]
     if not seq2seq:
         labels, owners = labels[:, 1:], owners[:, 1:]
-    tasks = batch["tasks"][owners[labels != IGNORED]]
+    of_tokens = owners[labels != IGNORED]
+    tasks = batch["tasks"][of_tokens]
     each = [int((tasks == task).sum()) for task in (MAIN, SECOND, TEXT)]
     rows = int((batch["tasks"] != BLANK).sum())
-    return torch.tensor([float(len(tasks)), *map(float, each), float(rows)])
+    options = float(batch["weights"][of_tokens][tasks == SECOND].sum())
+    return torch.tensor([float(len(tasks)), *map(float, each), float(rows), options])

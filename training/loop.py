@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -32,8 +34,6 @@ def fit(
 
     `outlives_us`: whether that cluster goes on after this process, and so needs what it holds to be cleaned up.
     """
-    import os
-
     for name, value in ({} if outlives_us else OWN_RAY).items():
         os.environ.setdefault(name, value)
     patience = START_TIMEOUT_S if spec.min_workers is None else ELASTIC_TIMEOUT_S
@@ -150,6 +150,11 @@ def outcome_of(ref: Any) -> Any:
 def _failure(work: Path, error: BaseException) -> LimbeckError:
     """The student's own error where it raised one, else Ray's last line."""
     line = str(error).strip().splitlines()[-1][:300]
+    if os.strerror(errno.ENOSPC) in line and _own_error(work) is None:  # it left no room to say so either
+        return LimbeckError(
+            "training failed: no space left on the disk",
+            "make room, then run the same command: it goes on from the last checkpoint that is whole",
+        )
     return _own_error(work) or LimbeckError(f"training failed: {line}", "run with --debug for Ray's whole message")
 
 

@@ -31,14 +31,14 @@ from training.examples import MAIN, SECOND, TEXT
 class Term:
     """One part of a loss: weight * sum(values) / the step's count of `per`.
 
-    per: tokens (with a loss), tokens of one task, or rows; counted over all micro-batches and workers of a step, so
-    that neither changes the loss.
+    per: tokens (with a loss), tokens of one task, rows, or tokens of options by their weights; counted over all
+    micro-batches and workers of a step, so that neither changes the loss.
     """
 
     name: str
     values: Tensor
     weight: float = 1.0
-    per: Literal["tokens", "main", "second", "text", "rows"] = "tokens"
+    per: Literal["tokens", "main", "second", "text", "rows", "options"] = "tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def icl(spec: Icl, view: View) -> list[Term]:
     hard = spec.hard_from + (spec.hard_to - spec.hard_from) * view.progress if spec.soft else 1.0
     terms = [Term("hard", losses[view.tasks == MAIN], hard, "main")]
     if spec.soft:
-        terms.append(Term("soft", losses[view.tasks == SECOND], 1 - hard, "main"))
+        terms.append(Term("soft", losses[view.tasks == SECOND], 1 - hard, "options"))
     if spec.lm is not None:
         text = view.tasks == TEXT
         soft = spec.soft and view.teacher is not None  # the text's own soft labels need a teacher at hand

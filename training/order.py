@@ -12,25 +12,43 @@ class Shuffled(torch.utils.data.Sampler[int]):
     """Numbers of rows, shuffled; with `lengths`, rows of like length side by side, so that less of a batch is padding.
 
     It follows from (seed, epoch) alone, so that a resumed training goes on where it was. `batch`: rows that all
-    workers take at once. Numbers from `rows` on fill the last of these batches and stand for no row: were rows
-    repeated in their place, as PyTorch does, the same training would be another one on another number of workers.
+    workers of the spec take at once; `whole`: a multiple of it that those at work now can share out. Numbers from
+    `rows` on fill the last one and stand for no row: were rows repeated in their place, as PyTorch does, the same
+    training would be another one on another number of workers.
+
+    With `visits`, every `together` rows come so many times before the next ones do: in another order, but always in
+    the same place of the same batch, and so on the same worker.
     """
 
-    def __init__(self, rows: int, batch: int, seed: int, lengths: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, rows: int, batch: int, seed: int, lengths: Sequence[int] | None = None, whole: int = 0, visits: int = 1,
+        together: int = 1,
+    ) -> None:  # fmt: skip
         self._rows, self._batch, self._seed, self._lengths, self._epoch = rows, batch, seed, lengths, 0
+        self._whole, self._visits, self._together = whole or batch, visits, together
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self._rows // self._batch) * self._batch
+        return -(-self._rows // self._whole) * self._whole * self._visits
 
     def __iter__(self) -> Iterator[int]:
         rng = random.Random(f"{self._seed}:{self._epoch}")
         order = list(range(self._rows))
         rng.shuffle(order)
-        yield from order if self._lengths is None else self._bucketed(order, self._lengths, rng)
-        yield from range(self._rows, len(self))
+        if self._lengths is not None:
+            order = list(self._bucketed(order, self._lengths, rng))
+        order += range(self._rows, len(self) // self._visits)
+        batches = [order[at : at + self._whole] for at in range(0, len(order), self._whole)]
+        size = max(1, self._together // self._whole)
+        for start in range(0, len(batches), size):
+            some = batches[start : start + size]
+            for visit in range(self._visits):
+                if visit:
+                    rng.shuffle(some)
+                for one in some:
+                    yield from one
 
     def _bucketed(self, order: list[int], lengths: Sequence[int], rng: random.Random) -> Iterator[int]:
         span = SPAN * self._batch

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from schemas.objective import Gkd, MiniLLM
-from training.aligned import aligned
+from training.aligned import aligned, positions
 from training.divergences import wide
 from training.examples import MAIN
 from training.objectives import returns_of
@@ -79,14 +79,17 @@ def sample(
     eos: int, teacher: Any = None, share: float = 0.0,
 ) -> list[list[int]]:  # fmt: skip
     """A response in tokens to each prompt: it ends with the end-of-sequence token, or is cut."""
-    encoded = padded_left(prompts, pad, writer.device)
+    most = min(positions(model) for model in (writer, teacher) if model is not None)
+    encoded = padded_left([prompt[-(most - 1) :] for prompt in prompts], pad, writer.device)
+    room = most - encoded["input_ids"].shape[1]
     draws = Draws(seeds, spec.temperature, vocabulary, teacher, share, encoded)
     was_training = writer.training
     writer.eval()
     with torch.no_grad():
         out = writer.generate(
-            **encoded, do_sample=False, num_beams=1, max_new_tokens=spec.max_new_tokens, pad_token_id=pad,
-            eos_token_id=eos, logits_processor=transformers.LogitsProcessorList([draws]), repetition_penalty=1.0,
+            **encoded, do_sample=False, num_beams=1, max_new_tokens=min(spec.max_new_tokens, room),
+            pad_token_id=pad, eos_token_id=eos,
+            logits_processor=transformers.LogitsProcessorList([draws]), repetition_penalty=1.0,
             no_repeat_ngram_size=0,
         )  # fmt: skip
     writer.train(was_training)

@@ -21,10 +21,10 @@ from schemas.student import TrainingSpec
 from training import sharding
 from training.checkpoints import Saving, keep, newest, restore, step_of, written
 from training.evaluate import held_out_sums
-from training.learner import Learner, counts_of
+from training.learner import Learner, counts_of, without_dropout
 from training.order import Shuffled
 from training.rollout import Rollouts
-from training.rows import Bins, Collator, Filled, TokenRow, pack, sizes_of
+from training.rows import BLANK, Bins, Collator, Filled, TokenRow, pack, sizes_of
 from training.signals import Signals, cache_of
 from training.students import Student
 from training.teacher import Teacher, vocabulary_with
@@ -52,6 +52,7 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         self._seq2seq = bool(learner.model.config.is_encoder_decoder)
         self._since_check: list[tuple[list[str], Tensor]] = []
         self._steps = 0  # since the loss was logged
+        self._taken: list[str] = []  # records of the step, on this worker
         self._order = order
         if sharded:
             # The model is placed, and its gradients are averaged, by `fully_shard`: not by DDP.
@@ -69,12 +70,18 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self._order
 
+    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        # In an epoch that is resumed on several workers nobody else tells the sampler which one it is.
+        self._order.set_epoch(epoch)
+        return super()._run_epoch(model, epoch, *args, **kwargs)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """(micro-batches of a step, their counts over all workers, (5,))."""
+        """(micro-batches of a step, their counts over all workers, (6,))."""
         self._steps += 1
         batches = list(itertools.islice(epoch_iterator, num_batches))
+        self._taken = [row.record for batch in batches for row in batch["rows"] if row.task != BLANK]
         if self._rollouts is not None:
             batches = self._rollouts.sampled(batches, self.state.global_step)
         counts = torch.stack([counts_of(batch, self._seq2seq) for batch in batches]).sum(0).to(device)
@@ -83,7 +90,7 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        records = [row.record for row in inputs.pop("rows")]
+        records = [row.record for row in inputs.pop("rows") if row.task != BLANK]
         progress = self.state.global_step / max(1, self.state.max_steps)
         terms = model(counts=num_items_in_batch, progress=progress, **inputs)
         loss: Tensor = terms.sum()
@@ -140,6 +147,7 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As the stock one, and it is there for all workers, or is told by all."""
+        self._require_numbers()
         told, hint = "", ""
         try:
             with written(f"the checkpoint of step {self.state.global_step}"):
@@ -151,6 +159,17 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
             told, hint = error.message, error.hint
         if failed := [line for line in gather_object([(told, hint)]) if line[0]]:
             raise LimbeckError(*failed[0])
+
+    def _require_numbers(self) -> None:
+        """`LimbeckError`, on all workers, where the weights are none any more: a checkpoint of them would take the
+        place of a good one."""
+        parts = (getattr(p, "to_local", lambda p=p: p)() for p in self._learning().values())
+        if any(gather_object([not all(bool(part.isfinite().all()) for part in parts)])):
+            raise LimbeckError(
+                f"at step {self.state.global_step} a gradient was no number though the loss was; its records: "
+                f"{_some(self._taken)}",
+                "look at these records, or lower learning_rate under another --out: this one keeps its last checkpoint",
+            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """What learns: of a student with adapters those alone, and tied weights, which the stock one refuses, once."""
@@ -219,10 +238,20 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         return 0 if found is None else step_of(found)
 
 
+def visits_of(spec: TrainingSpec) -> int:
+    """How often a row comes in an epoch."""
+    return spec.objective.reuse if isinstance(spec.objective, MiniLLM) else 1
+
+
+def workers_now() -> int:
+    """Workers at work, which may be fewer than the spec's."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def passes(spec: TrainingSpec, bins: int) -> float:
     """How often a training sees its rows, which are packed into so many bins."""
     if spec.steps is None:
-        return spec.epochs
+        return spec.epochs * visits_of(spec)
     return spec.steps * spec.batch_size * spec.accumulation * spec.workers / bins
 
 
@@ -248,13 +277,18 @@ def trainer_of(
     learner = Learner(student.model, spec.objective, None if signals else teacher, vocabulary)
     if spec.activation_checkpointing:
         student.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    if isinstance(spec.objective, MiniLLM):
+        without_dropout(student.model)  # as released: what was sampled is compared with what would be now
     rollouts = _rollouts(spec, student, teacher, collate)
     lengths = sizes.max(-1).tolist() if spec.bucketing and not packed else None
+    whole = spec.batch_size * math.lcm(spec.workers, workers_now())
+    visits = visits_of(spec)
+    together = spec.objective.rollouts if isinstance(spec.objective, MiniLLM) else whole
     batch = spec.batch_size * spec.workers
-    order = Shuffled(len(bins), batch, spec.seed, lengths)
+    order = Shuffled(len(bins), batch, spec.seed, lengths, whole, visits, together)
     trainer = TokenTrainer(
         learner, student, held, order, rollouts, Saving(spec.checkpoints, wished), spec.sharding,
-        args=_arguments(spec, len(bins), out), train_dataset=Filled(bins, batch), data_collator=collate,
+        args=_arguments(spec, len(bins), out), train_dataset=Filled(bins, whole), data_collator=collate,
         callbacks=list(callbacks),
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
@@ -276,13 +310,12 @@ def accumulation_of(spec: TrainingSpec, workers: int) -> int:
 
 def _arguments(spec: TrainingSpec, bins: int, out: Path) -> transformers.TrainingArguments:
     cuda = torch.cuda.is_available()
-    workers = int(os.environ.get("WORLD_SIZE", "1"))
     bf16 = spec.precision == "bfloat16" or (spec.precision == "auto" and cuda)
-    batches = math.ceil(bins / (spec.batch_size * spec.workers))
+    batches = math.ceil(bins / (spec.batch_size * spec.workers)) * visits_of(spec)
     steps = spec.steps or max(1, math.ceil(math.ceil(batches / spec.accumulation) * spec.epochs))
     return transformers.TrainingArguments(
         output_dir=str(out), per_device_train_batch_size=spec.batch_size,
-        gradient_accumulation_steps=accumulation_of(spec, workers),
+        gradient_accumulation_steps=accumulation_of(spec, workers_now()),
         num_train_epochs=spec.epochs, max_steps=spec.steps or -1,
         learning_rate=spec.learning_rate, seed=spec.seed, warmup_steps=int(spec.warmup * steps),
         lr_scheduler_type="constant_with_warmup" if spec.schedule == "constant" else spec.schedule,

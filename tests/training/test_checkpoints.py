@@ -106,6 +106,17 @@ def test_a_checkpoint_of_another_model_is_told(tmp_path: Path) -> None:
         second.go_on()
 
 
+def test_a_gradient_that_is_no_number_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    done, made = trainer("llama", tmp_path, checkpoints={"every": 1})
+    spoil = lambda gradient: gradient * (float("nan") if done.state.global_step == 4 else 1.0)  # noqa: E731
+    made.model.get_output_embeddings().weight.register_hook(spoil)
+    with pytest.raises(LimbeckError, match="at step 5 a gradient was no number though the loss was; its records: r"):
+        done.go_on()
+    assert step_of(newest(tmp_path) or tmp_path) == 4
+    second, _ = trainer("llama", tmp_path)
+    assert second.go_on() == 4 and second.state.global_step == 12
+
+
 def test_a_full_disk_is_told_and_the_checkpoint_before_is_kept(tmp_path: Path) -> None:
     first, _ = trainer("llama", tmp_path, checkpoints={"every": 3}, stop_at=3)
     first.go_on()

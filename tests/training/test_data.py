@@ -225,3 +225,6 @@ def test_a_row_that_is_no_conversation_is_told_with_its_line(jsonl: Callable[...
 def test_ids_that_stand_twice_are_told_apart(jsonl: Callable[..., Path]) -> None:
     data = TrainingData(path=str(jsonl([{"id": "a", "prompt": "p", "response": "r"}] * 3)))
     assert [one.record for (one,) in list_of(data, Sft())] == ["a", "a#2", "a#3"]
+    odd = jsonl([{"id": name, "prompt": "q", "response": "r"} for name in ("a", "a", "a#2")])
+    records = [one.record for (one,) in list_of(TrainingData(path=str(odd)), Sft())]
+    assert len(set(records)) == 3 and records[:2] == ["a", "a#2"]

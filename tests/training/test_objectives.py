@@ -94,7 +94,7 @@ def test_icl_moves_from_hard_to_soft_labels() -> None:
     for progress in (0.0, 0.25, 1.0):
         base = view(tasks, teacher=False, progress=progress)
         seen = View(base.student, base.tasks, weights, progress=progress)
-        got = total(icl(Icl(name="icl"), seen), {"main": 2})
+        got = total(icl(Icl(name="icl"), seen), {"main": 2, "options": float(weights[2:].sum())})
         assert got == pytest.approx(float((1 - progress) * hard + progress * soft))
     assert [t.name for t in icl(Icl(name="icl", soft=False), view(tasks))] == ["hard"]
 

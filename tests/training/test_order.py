@@ -20,6 +20,19 @@ def test_every_row_comes_once_an_epoch_and_whole_batches_of_numbers(
     assert all(number < len(lengths) for number in found[: len(lengths)])  # what stands for no row comes last
 
 
+@given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(1, 40))
+def test_rows_that_are_visited_again_come_together_and_stay_in_their_batch(
+    rows: int, batch: int, workers: int, visits: int, together: int
+) -> None:
+    whole = batch * workers
+    order = list(Shuffled(rows, batch, 0, whole=whole, visits=visits, together=together))
+    batches = [tuple(order[at : at + whole]) for at in range(0, len(order), whole)]
+    assert all(batches.count(one) == visits for one in batches)
+    span = max(1, together // whole) * visits  # batches that are done with before others come
+    for start in range(0, len(batches), span):
+        assert set(batches[start : start + span]).isdisjoint(batches[start + span :])
+
+
 def test_epochs_differ() -> None:
     order = Shuffled(100, 8, seed=0)
     first = list(order)

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from pydantic import TypeAdapter
 from tiny_students import PROMPTS, student
 
 from schemas.objective import AnyObjective
 from training.aligned import aligned
+from training.evaluate import responses as answers
 from training.examples import Pair
 from training.rollout import Draws, Rollouts, prompt_of, sample
 from training.rows import Collator, TokenRow, token_rows
@@ -40,6 +42,19 @@ def rows_of(made: Student) -> list[TokenRow]:
 
 def responses(batches: list[dict[str, Any]]) -> dict[str, list[int]]:
     return {r.record: [x for x in r.labels if x != -100] for batch in batches for r in batch["rows"]}
+
+
+def test_no_more_is_written_than_a_model_has_positions_for() -> None:
+    made = student("llama")
+    torch.manual_seed(0)
+    size = transformers.GPT2Config(vocab_size=len(made.tokenizer), n_positions=16, n_embd=16, n_layer=1, n_head=1)
+    model = transformers.GPT2LMHeadModel(size).eval()
+    spec = TypeAdapter(AnyObjective).validate_python({"name": "gkd", "max_new_tokens": 40})
+    ends = made.tokenizer.pad_token_id, made.tokenizer.eos_token_id
+    written = sample(model, [[5, 6, 7], [8] * 20], [0, 1], spec, len(made.tokenizer), *ends)
+    assert all(1 <= len(one) <= 13 for one in written)
+    long = Pair("Say hello to the people. " * 9, "Hello", "r")
+    assert len(answers(Student(model, made.tokenizer), [long], None, 16)) == 1
 
 
 def test_draws_follow_the_distribution_and_the_mix() -> None:

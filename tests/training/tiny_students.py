@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from schemas.student import Scratch, TrainingSpec
+from training import learner
 from training.examples import MAIN, SECOND, Pair
 from training.rows import TokenRow, token_rows
 from training.students import Student, from_scratch, train_tokenizer
@@ -40,11 +41,7 @@ def student(arch: str) -> Student:
 
 def without_dropout(made: Student) -> Student:
     """The same student: what is dropped depends on the batch, and would tell any two ways of training apart."""
-    for module in made.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
+    learner.without_dropout(made.model)
     return made
 
 
