@@ -32,6 +32,7 @@ class TokenRow:
     record: str = ""  # id of the record that it came from
     task: int = 0  # which of an objective's losses it belongs to
     weight: float = 1.0
+    cut: bool = False  # its prompt or its response was longer
 
     @property
     def trained_tokens(self) -> int:
@@ -67,7 +68,9 @@ def token_rows(
     for pair, asked, answered in zip(pairs, prompts, responses, strict=True):
         response = [*answered, tokenizer.eos_token_id]
         room = max(1, max_length - (0 if seq2seq else len(response)))
-        prompt, about = asked[-room:] if cut_prompts else asked, (pair.record, pair.task, pair.weight)
+        prompt = asked[-room:] if cut_prompts else asked
+        whole = max(len(asked), len(response)) if seq2seq else len(asked) + len(response)
+        about = pair.record, pair.task, pair.weight, whole > max_length
         if seq2seq:
             rows.append(TokenRow(prompt[:max_length], response[:max_length], *about))
         elif len(prompt) >= max_length:

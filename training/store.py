@@ -168,7 +168,7 @@ class _Writer(AbstractContextManager["_Writer"]):
         self._write(rows)
         if counted:
             self.counts["rows_too_long"] += left_out
-            self.counts["rows_cut"] += sum(row.labels[-1] != self._tokenizer.eos_token_id for row in rows)
+            self.counts["rows_cut"] += sum(row.cut for row in rows)
 
     def _hold(self, examples: Sequence[Example]) -> None:
         """Rows that are not learned are written too: what a teacher says of all serves any split."""
