@@ -73,6 +73,17 @@ def test_a_transient_error_is_tried_again_and_the_answer_kept(tmp_path: Path) ->
     assert (work.delta.answered, work.delta.retried, adapter.sent) == (1, 1, 2)
 
 
+def test_an_error_that_says_what_it_cost_is_in_the_books(tmp_path: Path) -> None:
+    failed = Reply(Verdict(VerdictKind.TRANSIENT, "HTTP 500 server_error"), 200, b"{}", Usage(50, 50))
+    adapter = Played(lambda number: failed if number == 1 else ANSWER)
+    priced = Teacher(provider="openai", model="m", base_url=LANE.base_url, price=PriceSpec(input=1.0, output=2.0))
+    allowance = Allowance("run", "w", {}, None, governed=False, banked=False, window=4)
+    work = Sender(priced, adapter, JournalWriter(tmp_path, "000001-1-0000"), allowance, None)
+    assert asyncio.run(see_through(work, 1)) == 1
+    assert work.delta.nano_usd == (50 + 2 * 50 + 1 + 2 * 1) * 1_000
+    assert JournalIndex(tmp_path).totals.nano_usd == work.delta.nano_usd
+
+
 def test_a_bad_request_is_never_tried_again_and_kept_as_a_failure(tmp_path: Path) -> None:
     adapter = Played(lambda number: refused(VerdictKind.BAD_REQUEST) if number == 1 else ANSWER)
     work = sender(tmp_path, adapter, window=1)

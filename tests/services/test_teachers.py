@@ -52,6 +52,8 @@ LLAMA = (
         (503, {"code": "server_is_overloaded"}, VerdictKind.OVERLOADED),
         (504, {"type": "timeout_error"}, VerdictKind.TIMEOUT),
         (502, {}, VerdictKind.IN_DOUBT),
+        (520, {}, VerdictKind.IN_DOUBT),
+        (522, {}, VerdictKind.TRANSIENT),
         (400, {"code": "content_policy_violation"}, VerdictKind.REFUSED),
         (413, {"type": "request_too_large"}, VerdictKind.TOO_LARGE),
         (529, {"type": "overloaded_error"}, VerdictKind.OVERLOADED),
@@ -215,17 +217,20 @@ def test_a_server_that_is_not_there_is_unreachable_and_costs_nothing() -> None:
     assert asyncio.run(send()).verdict.kind is VerdictKind.UNREACHABLE
 
 
+@pytest.mark.parametrize("status", [400, 401, 200])
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
-def test_a_key_reaches_the_server_and_no_reply_of_any_kind(tmp_path: Path, provider: str) -> None:
+def test_a_key_reaches_the_server_and_no_reply_of_any_kind(tmp_path: Path, provider: str, status: int) -> None:
     key_file = tmp_path / "key"
     key_file.write_text("sk-canary-9\n")
 
     async def refuse(_: web.Request) -> web.Response:
-        return web.json_response({"error": {"code": "invalid_api_key", "message": "bad sk-canary-9"}}, status=401)
+        quoted = {"error": {"code": "invalid_api_key: sk-canary-9", "message": "bad sk-canary-9"}}
+        return web.json_response(quoted, status=status)
 
     reply, seen = asyncio.run(served(refuse, {"provider": provider, "api_key": f"file:{key_file}"}))
     assert seen[0]["headers"]["Authorization"] == "Bearer sk-canary-9"
-    assert b"canary" not in pickle.dumps(reply.verdict)
+    assert b"canary" not in pickle.dumps(reply)
+    assert "[key]" in reply.verdict.detail
 
 
 @pytest.mark.parametrize(
@@ -418,6 +423,9 @@ def test_a_limit_of_ones_own_is_out_of_money_and_a_firewalls_page_says_nothing_o
     }
     body = json.dumps({"type": "error", "error": said}).encode()
     assert classify(400, body, {}).kind is VerdictKind.OUT_OF_MONEY
+    said["message"] = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing ..."
+    empty = json.dumps({"type": "error", "error": said}).encode()
+    assert classify(400, empty, {}).kind is VerdictKind.OUT_OF_MONEY
     assert classify(403, b"<html>blocked</html>", {}).kind is VerdictKind.BAD_REQUEST
     assert classify(403, b"", {}).kind is VerdictKind.AUTH
 
