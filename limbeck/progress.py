@@ -13,7 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.table import Table
 from rich.text import Text
 
-from schemas.manifest import Manifest
+from schemas.manifest import ASKING, Manifest
 
 PLAIN_EVERY_S = 3.0
 
@@ -128,8 +128,8 @@ class Progress:
         if manifest.stage == "train":
             return [("student", student_line(self._work))]
         calls, spend = manifest.calls, manifest.spend
-        if not manifest.stage:
-            return [("calls", f"{calls.answered:,} answered")]
+        if manifest.stage not in ASKING:
+            return [("calls", f"{calls.answered:,} answered"), ("spent", f"${spend.usd:.4f}")]
         seconds = now - self._stage_at
         facts = [
             ("calls", f"{calls.done:,} of {calls.of:,}"),
@@ -158,9 +158,8 @@ def summary(manifest: Manifest, metrics: dict[str, Any] | None, out: Path, state
     rows, spend = manifest.rows, manifest.spend
     if manifest.state == "running":
         calls = manifest.calls
-        asking = manifest.stage in ("instructions", "responses", "answers")
         at = student_line(out / ".work") if manifest.stage == "train" else ""
-        at = f"{calls.done:,} of {calls.of:,} calls" if asking else at
+        at = f"{calls.done:,} of {calls.of:,} calls" if manifest.stage in ASKING else at
         table.add_row("stage", f"{manifest.stage}: {at}" if at else manifest.stage)
     table.add_row("rows in", f"{rows.source:,}" + (f" + {rows.written:,} written" if rows.written else ""))
     table.add_row("accepted", f"{rows.accepted:,}")

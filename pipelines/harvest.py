@@ -4,7 +4,7 @@ A pure function of the spec, the source and the journal. Whatever the number of 
 the same answers give the same rows.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from services.journal.index import JournalIndex
 from services.teachers.adapter import decode
 
 BATCH = 2_000
+PER_REASON = 3  # rejections of each reason that the report shows
 TEXT_LIST = pa.list_(pa.string())
 SCHEMAS = {
     "cot": pa.schema(
@@ -80,6 +81,18 @@ class Rejections:
     def add(self, rejection: Rejection) -> None:
         self.reasons[rejection.reason] += 1
         self.writer.add({name: getattr(rejection, name) for name in REJECTED.names})
+
+
+def shown_rejections(path: Path) -> list[dict[str, str]]:
+    """The first few rejections of each reason."""
+    seen: dict[str, int] = defaultdict(int)
+    shown = []
+    for batch in pq.ParquetFile(path).iter_batches(BATCH):
+        for row in batch.to_pylist():
+            seen[row["reason"]] += 1
+            if seen[row["reason"]] <= PER_REASON:
+                shown.append({**row, "raw": row["raw"][:2_000]})
+    return shown
 
 
 def readable(body: bytes) -> str:

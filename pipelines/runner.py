@@ -1,20 +1,15 @@
 """Strings the steps of a generation run together: scan, fan out, harvest, curate, publish. Resumes from the journal."""
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from pipelines import cot, instruct
 from pipelines.answer_schema import check_schema
 from pipelines.card import card
 from pipelines.curate import curate
 from pipelines.harvest import (
-    BATCH,
     REJECTED,
     SCHEMAS,
     Answers,
@@ -25,6 +20,7 @@ from pipelines.harvest import (
     RowWriter,
     harvest,
     readable,
+    shown_rejections,
 )  # fmt: skip
 from pipelines.publish import Published, publish
 from pipelines.report import keep_for_report, write_report
@@ -34,7 +30,7 @@ from pipelines.source import Row, Scan, scan
 from schemas.call import Call
 from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError, SpecError
 from schemas.job import Budget, Instruct, JobSpec, published_part
-from schemas.manifest import Manifest, Spend, State
+from schemas.manifest import ASKING, Manifest, Spend, State
 from schemas.money import NANO, nano_usd
 from schemas.record import Rejection
 from schemas.weights import gguf_weights
@@ -52,7 +48,6 @@ SAVE_EVERY_S = 1.0
 NEAR = "dropped as near duplicates"
 ROUNDS = 4  # of asking for more instructions while fewer than wanted were written
 COPIES = 4  # of a row's text on disk: staged, published, as messages, in the report
-PER_REASON = 3  # rejections of each reason that the report shows
 STATES: dict[type[LimbeckError], State] = {BudgetExhausted: "exhausted", Interrupted: "interrupted"}
 Watch = Callable[[Manifest], None]
 
@@ -76,6 +71,7 @@ class Run:
     _sent_before: Progress = field(init=False, default_factory=Progress)
     _saved: float = field(init=False, default=0.0)
     _sending_s: float = field(init=False, default=0.0)
+    _rounds_done: int = field(init=False, default=0)  # calls of the stage's earlier rounds
     _sending_from: float = field(init=False, default=0.0)
 
     def check(self, sizes: bool = True, student: int = 0) -> None:
@@ -254,6 +250,8 @@ class Run:
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage, and show it."""
         self.manifest.stage = name
+        if name in ASKING:
+            self.manifest.calls.done = self.manifest.calls.of = self._rounds_done = 0
         self.watch(self.manifest)
         if self.directory.is_held:
             self.directory.save(self.manifest)
@@ -280,7 +278,8 @@ class Run:
         return plan
 
     def _send(self, fleet: Fleet, plan: Plan, calls: int) -> None:
-        self.manifest.calls.done, self.manifest.calls.of = 0, calls
+        self._rounds_done = self.manifest.calls.of
+        self.manifest.calls.of += calls
         self._sending_from = time.monotonic()
         self._done.add(fleet.run(plan, self._tick, self.stopping))
         self._tick(Progress())
@@ -313,7 +312,7 @@ class Run:
         calls.answered = base.answered + done.answered + now.answered
         calls.reused = done.reused + now.reused
         calls.failed = done.failed + now.failed
-        calls.done = max(calls.done, now.answered + now.reused + now.failed)
+        calls.done = max(calls.done, self._rounds_done + now.answered + now.reused + now.failed)
         self.manifest.spend = Spend(
             usd=(base.nano_usd + done.nano_usd + now.nano_usd) / NANO,
             input_tokens=base.input_tokens + done.input_tokens + now.input_tokens,
@@ -484,15 +483,3 @@ def caps_of(budget: Budget | None) -> Caps:
     if budget is None:
         return Caps()
     return Caps(None if budget.usd is None else nano_usd(budget.usd), budget.tokens, budget.calls)
-
-
-def shown_rejections(path: Path) -> list[dict[str, str]]:
-    """The first few rejections of each reason."""
-    seen: dict[str, int] = defaultdict(int)
-    shown = []
-    for batch in pq.ParquetFile(path).iter_batches(BATCH):
-        for row in batch.to_pylist():
-            seen[row["reason"]] += 1
-            if seen[row["reason"]] <= PER_REASON:
-                shown.append({**row, "raw": row["raw"][:2_000]})
-    return shown

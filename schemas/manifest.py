@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+ASKING = ("instructions", "responses", "answers")  # stages that call teachers
 State = Literal["running", "finished", "failed", "exhausted", "interrupted"]
 
 
