@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,20 +267,33 @@ def _convert(weights: Path, place: Path) -> None:
 
 
 def cut_layers(model: Any, keep: int) -> None:
-    """Keep `keep` evenly spaced layers, the first and the last among them."""
+    """Keep `keep` evenly spaced layers, the first and the last among them; of an encoder-decoder so many on each side."""
+    if not model.config.is_encoder_decoder:
+        _cut(model, list(model.modules()), model.config.num_hidden_layers, keep)
+        model.config.num_hidden_layers = keep
+        return
+    sides = ((model.get_encoder(), ("num_layers", "encoder_layers")),
+             (model.get_decoder(), ("num_decoder_layers", "decoder_layers")))  # fmt: skip
+    for stack, names in sides:
+        name = next(name for name in names if hasattr(model.config, name))
+        _cut(model, [stack], getattr(model.config, name), keep)
+        setattr(model.config, name, keep)
+
+
+def _cut(model: Any, owners: Sequence[Any], total: int, keep: int) -> None:
+    """Leave `keep` of the `total` layers that one of `owners` lists."""
     import torch
 
-    total = model.config.num_hidden_layers
     if keep > total:
         raise SpecError(f"student.layers: {keep}, the model has {total}", "choose fewer")
     lists = [
         (owner, name, child)
-        for owner in model.modules()
+        for owner in owners
         for name, child in owner.named_children()
         if isinstance(child, torch.nn.ModuleList) and len(child) == total
     ]
     if len(lists) != 1:
-        raise SpecError("student.from: its layers are not one list", "cut a decoder-only model")
+        raise SpecError("student.from: its layers are not one list", "choose another model")
     owner, name, layers = lists[0]
     chosen = [round(i * (total - 1) / max(1, keep - 1)) for i in range(keep)]
     setattr(owner, name, torch.nn.ModuleList([layers[i] for i in chosen]))
@@ -288,7 +301,6 @@ def cut_layers(model: Any, keep: int) -> None:
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number
-    model.config.num_hidden_layers = keep
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[i] for i in chosen]
 

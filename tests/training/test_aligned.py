@@ -1,6 +1,7 @@
 """What a model says of each labelled token: the same by every road, for both architectures."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import transformers
 from tiny_students import PROMPTS, TEXTS, student
 from torch.nn.functional import cross_entropy
 
+from schemas.errors import SpecError
 from schemas.student import FromScratch, LayerCut, Scratch
 from training.aligned import Aligned, aligned
 from training.evaluate import Words, held_out_loss, responses, rouge_l
@@ -124,6 +126,26 @@ def test_a_cut_model_keeps_evenly_spaced_layers_and_still_generates() -> None:
     assert list(model.model.layers) == [originals[0], originals[3], originals[6]]
     made = Student(model, student("llama").tokenizer)
     assert len(responses(made, PAIRS, None, 64)) == 3
+
+
+def test_an_encoder_decoder_is_cut_on_both_sides_and_loads_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=300, d_model=32, d_kv=16, d_ff=64, num_layers=3, num_decoder_layers=5, num_heads=2,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    encoder, decoder = list(model.encoder.block), list(model.decoder.block)
+    cut_layers(model, 3)
+    assert list(model.encoder.block) == encoder
+    assert list(model.decoder.block) == [decoder[0], decoder[2], decoder[4]]
+    assert len(responses(Student(model, student("t5").tokenizer), PAIRS, None, 64)) == 3
+    model.save_pretrained(tmp_path)
+    again = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(again(ids, decoder_input_ids=ids).logits, model(ids, decoder_input_ids=ids).logits)
+    with pytest.raises(SpecError, match="student.layers: 4, the model has 3"):
+        cut_layers(model, 4)
 
 
 def test_scratch_students_of_one_seed_are_equal() -> None:
