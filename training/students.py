@@ -267,7 +267,7 @@ def _convert(weights: Path, place: Path) -> None:
 
 
 def cut_layers(model: Any, keep: int) -> None:
-    """Keep `keep` evenly spaced layers, the first and the last among them; of an encoder-decoder so many on each side."""
+    """Keep `keep` evenly spaced layers, the first and the last among them; of an encoder-decoder on each side."""
     if not model.config.is_encoder_decoder:
         _cut(model, list(model.modules()), model.config.num_hidden_layers, keep)
         model.config.num_hidden_layers = keep

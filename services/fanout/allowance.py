@@ -16,6 +16,7 @@ from services.ledger.books import NOTHING, Account, Advance
 
 Seconds = float
 AHEAD = 1.5  # periods' worth to hold, so that calls go on leaving while the next lease is asked for
+REST_S = 0.1  # after a refusal that no known limit explains
 KNOWN = 20  # answers before their mean is used
 RATES = ("requests", "tokens", "input", "output")
 
@@ -121,6 +122,9 @@ class Allowance:
         if self.banked:
             self._idle = self._idle.plus(demand.money.minus(cost))
         self._count(reply)
+        if reply.verdict.kind is VerdictKind.RATE_LIMITED and self.governed and not self._levels:
+            # Nobody knows the limit: until the governor has heard of it, others would be refused as quickly.
+            self._pause_until = max(self._pause_until, now + REST_S)
         if reply.hint is not None:
             self._hint, self._hint_between = reply, (sent_at, now)
         if reply.verdict.kind is VerdictKind.ANSWERED and reply.usage is not None:

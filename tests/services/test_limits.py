@@ -362,10 +362,15 @@ def test_a_limit_that_nobody_named_is_learned_from_the_headers_at_once(limit: in
 @pytest.mark.parametrize("limit", [120, 600, 3000])
 def test_a_day_s_limit_in_the_headers_is_not_taken_for_a_minute_s(limit: int) -> None:
     """Groq's x-ratelimit-limit-requests counts days."""
-    simulation = simulated(Provider({"requests": limit}, told={"requests": 14_400}), WORKERS, {})
-    assert simulation.used(*MEASURED, limit, tokens=False) >= 0.7
-    since = simulation.provider.refused - simulation.provider.refused_until(MEASURED[0])
-    assert since <= 0.25 * limit * (MEASURED[1] - MEASURED[0]) / 60
+    used = []
+    for seed in range(5):
+        provider = Provider({"requests": limit}, told={"requests": 14_400})
+        simulation = Simulation(provider, WORKERS, {}, demand(200), unequal, seed=seed)
+        simulation.run(MEASURED[1])
+        used.append(simulation.used(*MEASURED, limit, tokens=False))
+        since = provider.refused - provider.refused_until(MEASURED[0])
+        assert since <= 0.25 * limit * (MEASURED[1] - MEASURED[0]) / 60
+    assert statistics.median(used) >= 0.6
 
 
 @pytest.mark.parametrize("told", [{"requests": 6000.0}, {}], ids=["told twice as much", "told nothing"])
@@ -420,7 +425,7 @@ def test_where_nothing_is_known_calls_in_flight_find_their_level(slots: int, lat
     served = sum(1 for when, amount in provider.admitted if when >= MEASURED[0] and amount == 100)
     # A call more is a large step where there is room for few, so that much of the time is spent finding out.
     assert served >= (0.7 if slots >= 50 else 0.6 if slots > 2 else 0.35) * possible
-    assert simulation.refused_share <= (0.1 if slots >= 50 else 0.6)
+    assert simulation.refused_share <= (0.05 if slots >= 50 else 0.4)
 
 
 @pytest.mark.parametrize("rpm", [None, 60.0, 1200.0])
