@@ -133,9 +133,11 @@ def _check_training(job: JobSpec, spec: TrainingSpec, rows: int) -> None:
     from training.data import check_columns
     from training.examples import check_data, needed
     from training.students import check_student, check_teacher
+    from training.teacher import check_comparable
 
     check_student(spec.student, spec.data, spec.max_length)
     check_teacher(spec.teacher)
+    check_comparable(spec.student, spec.teacher)
     data = spec.data or TrainingData()
     if data.path is not None or data.run is not None:
         check_data(data, spec.objective)
@@ -248,10 +250,12 @@ def train(
     from training.loop import TRAINER, fit, publish
     from training.signals import check_cache
     from training.students import check_student, check_teacher
+    from training.teacher import check_comparable
 
     with refused_as_spec():
         check_student(spec.student, spec.data, spec.max_length)
         check_teacher(spec.teacher)
+        check_comparable(spec.student, spec.teacher)
         check_data(spec.data, spec.objective)
         check_cache(spec)
         student = Path(out) / "student"

@@ -1,14 +1,17 @@
 """A local teacher whose logits a student learns from, and what makes two models comparable token by token."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from schemas.errors import SpecError
+from schemas.student import FromScratch, LayerCut
+from schemas.weights import SMOLLM2
 from training.aligned import Aligned, aligned
-from training.students import Student, config_of, pretrained, tokenizer_of
+from training.students import Student, config_of, is_seq2seq, pretrained, tokenizer_of
 
 # Texts whose tokens tell tokenizers apart that look alike: spaces, digits, accents, code, an emoji, other scripts.
 PROBES = (
@@ -48,13 +51,36 @@ def vocabulary_with(name: str, student: Student) -> int:
     return _comparable(name, tokenizer_of(name), config_of(name), student)
 
 
-def _comparable(name: str, tokenizer: Any, config: Any, student: Student) -> int:
-    if bool(config.is_encoder_decoder) != student.seq2seq:
+def check_comparable(student: FromScratch | LayerCut | str, name: str | None) -> None:
+    """`SpecError` as in `load_teacher`, before anything is started. Reads tokenizers and configurations, no weights; of
+    a GGUF file, which must be converted first, nothing: its training tells."""
+    source = student.source if isinstance(student, LayerCut) else student
+    if name is None or name == source or any(_is_gguf(one) for one in (name, source)):
+        return
+    if isinstance(source, FromScratch):
+        _require_kind(name, bool(config_of(name).is_encoder_decoder), is_seq2seq(source))
+        return
+    _comparable(
+        name, tokenizer_of(name), config_of(name),
+        Student(SimpleNamespace(config=config_of(source)), tokenizer_of(source, "student")),
+    )  # fmt: skip
+
+
+def _is_gguf(name: FromScratch | str) -> bool:
+    return isinstance(name, str) and (name == SMOLLM2 or name.endswith(".gguf"))
+
+
+def _require_kind(name: str, seq2seq: bool, student: bool) -> None:
+    if seq2seq != student:
         kinds = ("decoder-only", "an encoder-decoder")
         raise SpecError(
-            f"teacher {name}: it is {kinds[not student.seq2seq]}, the student is {kinds[student.seq2seq]}",
+            f"teacher {name}: it is {kinds[seq2seq]}, the student is {kinds[student]}",
             "choose a teacher of the student's kind",
         )
+
+
+def _comparable(name: str, tokenizer: Any, config: Any, student: Student) -> int:
+    _require_kind(name, bool(config.is_encoder_decoder), student.seq2seq)
     size = shared_vocabulary(tokenizer, student.tokenizer, name)
     return min(size, config.vocab_size, student.model.config.vocab_size)
 

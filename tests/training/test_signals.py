@@ -13,14 +13,14 @@ from conftest import Finished
 from tiny_students import PROMPTS, student
 
 from schemas.errors import LimbeckError, SpecError
-from schemas.student import TrainingSpec
+from schemas.student import FromScratch, Scratch, TrainingSpec
 from training.checkpoints import held_out
 from training.divergences import top_k
 from training.rows import BLANK_ROW, Collator
 from training.signals import Capture, Signals, cache_of
 from training.store import load, prepare
 from training.students import pretrained, train_tokenizer
-from training.teacher import load_teacher
+from training.teacher import check_comparable, load_teacher
 from training.trainer import trainer_of
 
 Command = Callable[..., Finished]
@@ -126,6 +126,26 @@ def test_a_training_writes_its_teacher_down_once(command: Command, pairs: Path, 
     assert other.returncode == 2 and "was made with another max_length" in other.stderr
     odd = command("train", spec, "--out", tmp_path / "three", "--set", f"objective.cache={tmp_path}")
     assert odd.returncode == 2 and "no cache of ours" in odd.stderr
+
+
+@pytest.mark.slow
+def test_a_teacher_of_other_words_or_another_kind_is_told_before_anything_starts(
+    command: Command, pairs: Path, tmp_path: Path
+) -> None:
+    spec = spec_of("llama", pairs, tmp_path)
+    t5 = student("t5")
+    t5.model.save_pretrained(tmp_path / "t5")
+    t5.tokenizer.save_pretrained(tmp_path / "t5")
+    with pytest.raises(SpecError, match="it is an encoder-decoder, the student is decoder-only"):
+        check_comparable(spec.student, str(tmp_path / "t5"))
+    with pytest.raises(SpecError, match="it is an encoder-decoder, the student is decoder-only"):
+        check_comparable(FromScratch(scratch=Scratch()), str(tmp_path / "t5"))
+    check_comparable(spec.student, spec.teacher)
+    train_tokenizer(["Other words altogether, 1234!"], 300).save_pretrained(tmp_path / "teacher")
+    place = tmp_path / "spec.yaml"
+    place.write_text(yaml.safe_dump(spec.model_dump(mode="json", by_alias=True)))
+    done = command("train", place, "--out", tmp_path / "out")
+    assert done.returncode == 2 and "another vocabulary" in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_a_teacher_with_another_vocabulary_is_told_plainly(pairs: Path, tmp_path: Path) -> None:
