@@ -128,16 +128,22 @@ def _student_bytes(spec: TrainingSpec) -> int:
     return bytes_on_disk(spec.student)
 
 
-def _check_training(job: JobSpec, spec: TrainingSpec, rows: int) -> None:
-    """What of a job's training can be wrong before anything is paid for."""
-    from training.data import check_columns
-    from training.examples import check_data, needed
+def _check_models(spec: TrainingSpec) -> None:
+    """`SpecError` where the student or its teacher is not there, or they do not go together."""
     from training.students import check_student, check_teacher
     from training.teacher import check_comparable
 
     check_student(spec.student, spec.data, spec.max_length)
     check_teacher(spec.teacher)
     check_comparable(spec.student, spec.teacher)
+
+
+def _check_training(job: JobSpec, spec: TrainingSpec, rows: int) -> None:
+    """What of a job's training can be wrong before anything is paid for."""
+    from training.data import check_columns
+    from training.examples import check_data, needed
+
+    _check_models(spec)
     data = spec.data or TrainingData()
     if data.path is not None or data.run is not None:
         check_data(data, spec.objective)
@@ -249,13 +255,9 @@ def train(
     from training.examples import check_data
     from training.loop import TRAINER, fit, publish
     from training.signals import check_cache
-    from training.students import check_student, check_teacher
-    from training.teacher import check_comparable
 
     with refused_as_spec():
-        check_student(spec.student, spec.data, spec.max_length)
-        check_teacher(spec.teacher)
-        check_comparable(spec.student, spec.teacher)
+        _check_models(spec)
         check_data(spec.data, spec.objective)
         check_cache(spec)
         student = Path(out) / "student"

@@ -131,7 +131,9 @@ class Pool:
     _pause_until: Seconds = float("-inf")
     _recovered_at: Seconds = 0.0
     _slowed_at: Seconds = 0.0
-    _unaware: int = 0  # calls that had left before the limit was known: their refusals say nothing about it
+    _unaware: int = (
+        0  # calls that had left before the limit, or how it counts, was known: their refusals say nothing of it
+    )
     _unused: float = 0.0
     _short: float = 0.0
     _denied: float = 0.0  # tokens of calls that were refused

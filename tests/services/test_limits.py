@@ -263,7 +263,7 @@ def test_a_server_that_keeps_what_calls_do_not_use_is_known_by_its_first_refusal
         simulation.run(MEASURED[1])
         assert simulation.used(*MEASURED, tpm, tokens=True) >= 0.93
         refused.append(provider.refused)
-    assert statistics.median(refused) <= 8
+    assert statistics.median(refused) <= 6  # 7 to 10 where it took twenty calls to judge
 
 
 @pytest.mark.parametrize("first", [(10,), (10, 11)], ids=["one", "two"])
