@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from schemas.errors import LimbeckError
 from schemas.objective import Gkd, MiniLLM, samples
@@ -163,7 +164,7 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
     def _require_numbers(self) -> None:
         """`LimbeckError`, on all workers, where the weights are none any more: a checkpoint of them would take the
         place of a good one."""
-        parts = (p.to_local() if self._sharded else p for p in self._learning().values())
+        parts = (p.to_local() if isinstance(p, DTensor) else p for p in self._learning().values())
         if any(gather_object([not all(bool(part.isfinite().all()) for part in parts)])):
             raise LimbeckError(
                 f"at step {self.state.global_step} a gradient was no number though the loss was; its records: "
