@@ -8,7 +8,8 @@ import asyncio
 import time
 from typing import Any
 
-from services.admission.pool import LEASE_S, Charging, Grant, Pool, Report
+from services.admission.charging import Charging, Counting
+from services.admission.pool import LEASE_S, Grant, Pool, Report
 
 NAMESPACE = "limbeck"
 IDLE_S = 60.0
@@ -23,7 +24,7 @@ class Governor:
         now = time.monotonic()
         again = ray.get_runtime_context().was_current_actor_reconstructed
         self._silent_until = now + (LEASE_S if again else 0.0)
-        self._pool = Pool(now, charging)
+        self._pool = Pool(now, Counting(charging))
         self._watch: asyncio.Task[None] | None = None
 
     async def renew(self, report: Report) -> Grant:

@@ -9,11 +9,11 @@ import math
 from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import NamedTuple
 
 from schemas.call import RateHint
 from services.admission.bucket import Bucket
+from services.admission.charging import Charging, Counting
 from services.admission.turns import Turns
 from services.admission.window import Window
 
@@ -29,7 +29,6 @@ MANY = 0.02  # refused of sent: beyond jitter
 UNKNOWN = 0.3  # refused of sent: a limit that nobody named
 OVERLOAD = 0.2  # overloaded of sent: not the odd error
 SOME = 3  # refused of an episode: more than chance
-CHANCE = 1.5  # refused of what is remembered
 FLOOD = 0.1  # refused of sent: something is wrong with what is believed of the limits
 SLOWER, RAMP_SLOWER = 0.95, 0.75
 RECOVERY = 0.005  # of the limit a second, and as much again for every `QUIET_S` without many refusals
@@ -39,22 +38,7 @@ PROBE = 0.03  # more of it is tried next, each second
 CAREFUL, NEAR = 0.1, 0.03  # of that step, so near the rate that refusals began at last
 TELLING = 10  # answers of an episode that tell a rate
 LEAST_PROBE = 6.0  # requests a minute
-SEVERAL = 8  # calls' worth of tokens not used, before it is asked whether the server gave them back
-DOUBT_S = 60.0  # without a refusal, before it is asked whether a server keeps what calls do not use
-NEARLY = 0.75  # of what was not used
-REMEMBERED_S = 2.0  # of a limit in tokens that were not used
-RICH = 0.4  # seconds' worth of tokens that the server has and we have not
-RICH_S = 3.0  # of waiting for tokens that the server says are there
-WISER = 4.0  # times as long, each time that this turned out to be wrong
 RAMP_HOLD_S = 900.0  # OpenAI: at most half as much again in 15 minutes (rate limits guide, read 2026-11-23)
-
-
-class Charging(IntEnum):
-    """What a server takes from a token limit for a call, from lenient to strict."""
-
-    LIVE = 0  # what was used, when it was used
-    REFUND = 1  # input and max_tokens at once; what was not used comes back with the answer
-    KEEP = 2  # input and max_tokens at once, for good
 
 
 class Report(NamedTuple):
@@ -112,7 +96,7 @@ class Pool:
     """Buckets for the limits that are known, a window for the rest."""
 
     started: Seconds
-    charging: Charging = Charging.REFUND
+    counting: Counting = field(default_factory=Counting)
     _buckets: dict[str, Bucket] = field(default_factory=dict)
     _learned: dict[str, float] = field(default_factory=dict)
     _window: Window = field(default_factory=Window)
@@ -134,21 +118,14 @@ class Pool:
     _unaware: int = (
         0  # calls that had left before the limit, or how it counts, was known: their refusals say nothing of it
     )
-    _unused: float = 0.0
-    _short: float = 0.0
-    _denied: float = 0.0  # tokens of calls that were refused
-    _denials: float = 0.0  # those calls
-    _denied_at: Seconds = float("-inf")
-    _charged_at: Seconds = float("-inf")
-    _is_suspected: bool = False  # of keeping what calls do not use, because of refusals alone
-    _doubt_s: Seconds = DOUBT_S
-    _held_at_first: Seconds = 1.0  # of the limit, as far as what was not used is remembered from then
-    _rich_since: Seconds | None = None
-    _rich_s: Seconds = RICH_S
-    _was_lenient: bool = False  # the last change of the charging was towards more lenient
     _short_at: Seconds = float("-inf")
     _places: Turns = field(default_factory=Turns)  # among the calls in flight
     _calls: Turns = field(default_factory=Turns)  # at whole calls, where a limit is scarce
+
+    @property
+    def charging(self) -> Charging:
+        """How the server is believed to count tokens."""
+        return self.counting.charging
 
     def renew(self, report: Report, now: Seconds) -> Grant:
         """Take a report in and hand out what there is."""
@@ -248,63 +225,17 @@ class Pool:
             if bucket := self._buckets.get(name):
                 gap = bucket.bound(remaining, report.hint_ages, now)
                 if name == "tokens":
-                    self._learn_charging(gap, report.call.get(name, 0.0), bucket, now)
-
-    def _learn_charging(self, gap: float, call: float, bucket: Bucket, now: Seconds) -> None:
-        """Whether the server takes max_tokens from the limit, and gives back what was not used. If it is stricter than
-        is believed, its figure falls short of ours by just what was not used; if it is more lenient, its figure stays
-        well above ours while we wait."""
-        if now - self._charged_at < EPISODE_S:
-            return  # calls that left before are still on their way
-        if self.charging is not Charging.KEEP:
-            self._short += max(0.0, -gap)
-            enough = max(bucket.per_second / 4, SEVERAL * call)
-            if self._unused > enough and self._short > NEARLY * self._unused:
-                self._charge(Charging(self.charging + 1), now)
-        if self.charging is not Charging.LIVE:
-            # A server that holds one second's worth cannot show a gap of three large calls.
-            enough = max(RICH * bucket.per_second, min(3 * call, 2 * RICH * bucket.per_second))
-            starving = now - self._short_at < EPISODE_S and gap > enough and bucket.factor == 1.0
-            if not starving:
-                self._rich_since = None
-            elif self._rich_since is None:
-                self._rich_since = now
-            if self._rich_since is not None and now - self._rich_since > self._rich_s:
-                self._charge(Charging(self.charging - 1), now)
-
-    def _charge(self, charging: Charging, now: Seconds) -> None:
-        if charging > self.charging and self._was_lenient:
-            self._rich_s *= WISER
-        self._was_lenient = charging < self.charging
-        self.charging, self._rich_since, self._short, self._unused = charging, None, 0.0, 0.0
-        self._denied, self._denials, self._is_suspected, self._charged_at = 0.0, 0.0, False, now
+                    is_short = now - self._short_at < EPISODE_S
+                    self.counting.hear(gap, report.call.get(name, 0.0), bucket, is_short, now)
 
     def _count_tokens(self, report: Report, now: Seconds) -> None:
-        """A server that keeps what calls do not use refuses about as much as was given back to them, once it has spent
-        what it held at first."""
         bucket = self._buckets.get("tokens")
         if bucket is None:
             return
         call = report.call.get("tokens", bucket.call)
-        self._unused += report.unused
-        self._denials += report.refused
-        self._denied += report.refused * call
-        if report.refused:
-            self._denied_at = now
-        held = self._held_at_first * bucket.per_second
-        found = self._unused >= call and self._denials > CHANCE and self._denied > 0.5 * (self._unused - held)
-        if self.charging is Charging.REFUND and found:
-            self._charge(Charging.KEEP, now)
+        if self.counting.count(report.unused, report.refused, call, bucket, not self._learned, now):
             self._begin_episode(now)
             self._unaware = sum(client.peak for client in self._alive(now))
-            self._is_suspected = True
-        elif self._is_suspected and not self._learned and now - self._denied_at > self._doubt_s:
-            # A server that sends no headers shows in no other way that those refusals had another cause.
-            self._charge(Charging.REFUND, now)
-            self._doubt_s *= WISER
-        elif self._unused > max(REMEMBERED_S * bucket.per_second, SEVERAL * call):
-            self._unused, self._short, self._held_at_first = self._unused / 2, self._short / 2, self._held_at_first / 2
-            self._denied, self._denials = self._denied / 2, self._denials / 2
 
     def _learn(self, report: Report, now: Seconds) -> None:
         """Adapt to refusals: shorter bursts, then a smaller share of the limit; the window where none is known."""
@@ -385,9 +316,9 @@ class Pool:
         # A guess from noise would shrink for ever. Nor do answers that take longer than an episode tell a rate: a
         # server that takes so many calls at once would seem to take none; the window deals with those.
         tells = share >= UNKNOWN and self._answered >= TELLING
-        if "tokens" in known and self._unused and self.charging is Charging.LIVE:
-            self._charge(Charging.REFUND, now)
-        elif tells and (not known or not named):
+        if "tokens" in known and self.counting.explains_many_refusals(now):
+            return
+        if tells and (not known or not named):
             answered = self._answered / past * 60
             self._guess = max(1.0, GUESS * min(answered, self._guess or answered))
         elif self._guess is not None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from schemas.call import Reply, VerdictKind
 from schemas.money import Amount
-from services.admission.pool import LEASE_S, PERIOD_S, Charging, Grant, Report
+from services.admission.charging import Charging
+from services.admission.pool import LEASE_S, PERIOD_S, Grant, Report
 from services.fanout.size import Demand
 from services.ledger.books import NOTHING, Account, Advance
 

@@ -10,7 +10,7 @@ from simulation import Provider, Simulation
 
 from schemas.call import Reply, Verdict, VerdictKind
 from schemas.money import Amount
-from services.admission.pool import Charging
+from services.admission.charging import Charging
 from services.admission.window import START
 from services.fanout.size import Demand
 from services.ledger.books import Books, Caps
