@@ -18,7 +18,7 @@ from pipelines.runner import Run, Watch
 from schemas.errors import UNFORESEEN, LimbeckError, SpecError, refused_as_spec
 from schemas.job import JobSpec
 from schemas.manifest import Manifest
-from schemas.student import TRAINED_ON, TrainingData, TrainingSpec, advice
+from schemas.student import FINE_TUNED, TRAINED_ON, TrainingData, TrainingSpec, advice, fine_tuning
 from services import cluster
 
 FEW_STEPS = 10  # of which a student can have learned little
@@ -125,7 +125,7 @@ def plan(spec: JobSpec) -> Estimate:
 def _student_bytes(spec: TrainingSpec) -> int:
     from training.students import bytes_on_disk
 
-    return bytes_on_disk(spec.student)
+    return bytes_on_disk(spec.student) * (1 if spec.fine_tune_first is None else 2)
 
 
 def _check_models(spec: TrainingSpec) -> None:
@@ -248,7 +248,8 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Train a student; it and its `metrics.json` are in `out`/student. Returns the metrics.
 
-    An unfinished training in `out` goes on. One of another spec is a `SpecError` where `keeps`, else it is dropped.
+    An unfinished training in `out` goes on. With `fine_tune_first` the student it starts from is in
+    `out`/fine_tuned. One of another spec is a `SpecError` where `keeps`, else it is dropped.
 
     `made_of` says what of, for whoever asks later whether it has to be trained again: by default spec and data files.
     """
@@ -278,4 +279,18 @@ def train(
         cluster.check_address(address)
         cluster.connect(address)
         ready()
+        spec = _fine_tuned(spec, Path(out).absolute(), watch, stopping)
         return fit(spec, Path(out).absolute(), made_of, watch, stopping, outlives_us=not cluster.is_own())
+
+
+def _fine_tuned(
+    spec: TrainingSpec, out: Path, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]
+) -> TrainingSpec:
+    """The spec with the student that `fine_tune_first` makes in `out`/fine_tuned, where it asks for one."""
+    first, place = fine_tuning(spec), out / FINE_TUNED
+    if first is None:
+        return spec
+    if trained(first, place) is None:
+        (out / ".work" / "train-progress.json").unlink(missing_ok=True)  # an earlier training's
+        train(first, place, watch=lambda now: watch({"first": True, **now}), stopping=stopping, keeps=False)
+    return spec.model_copy(update={"student": str(place / "student")})

@@ -1,5 +1,6 @@
 """What a running job shows: a live panel on a terminal, one plain line every few seconds elsewhere."""
 
+import contextlib
 import json
 import sys
 import time
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from schemas.manifest import ASKING, Manifest
+from schemas.student import FINE_TUNED
 
 PLAIN_EVERY_S = 3.0
 
@@ -34,19 +36,21 @@ def left_line(manifest: Manifest, seconds: float, answered_before: int) -> str:
 
 
 def student_line(work: Path) -> str:
-    """Where the student's training stands, from the file that its first worker writes."""
-    try:
-        return training_line(json.loads((work / "train-progress.json").read_text()))
-    except (FileNotFoundError, ValueError):
-        return "loading, measuring"
+    """Where the student's training stands, or the one before it, from the file that its first worker writes."""
+    for place, first in ((work, False), (work.parent / FINE_TUNED / ".work", True)):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return training_line({"first": first, **json.loads((place / "train-progress.json").read_text())})
+    return "loading, measuring"
 
 
 def training_line(now: dict[str, Any]) -> str:
     """What a training says of itself, in words."""
+    if now.get("first"):
+        return f"fine-tuning first: {training_line({**now, 'first': False})}"
     if "captured" in now:
         return f"teacher written down: {now['captured']}/{now['shards']} shards"
     if "measuring" in now:
-        return "measuring what the student is worth before"
+        return f"measuring what the student is worth, {now['measuring'].replace('_', '-')}"
     if "tokenised" in now:
         return f"{now['tokenised']:,} rows in tokens"
     speed = f"{now['tokens_per_second']:,.0f} tokens/s" + (f", MFU {now['mfu']:.1%}" if "mfu" in now else "")

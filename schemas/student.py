@@ -42,6 +42,7 @@ class FromScratch(Strict):
 
 
 TRAINED_ON = "trained_on.json"  # beside a student: what it was made of
+FINE_TUNED = "fine_tuned"  # where `fine_tune_first` leaves the student that the objective starts from
 Name = Annotated[str, Field(min_length=1)]
 Column = Literal[
     "id",
@@ -120,6 +121,14 @@ class Lora(Strict):
     )
 
 
+class FineTuning(Strict):
+    """Cross-entropy on the responses, before the objective: what of it is not said here is as in the rest of the
+    spec."""
+
+    epochs: Annotated[float, Field(gt=0, le=1_000_000)] = Field(3, description="passes over the pairs")
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = Field(3.0e-4, description="its peak, after a short rise")
+
+
 class TrainingSpec(Strict):
     recipe: str | None = Field(None, description="the settings of a paper below one's own: " + ", ".join(RECIPES))
     student: FromScratch | LayerCut | str = Field(description="scratch, {from, layers}, or a Hugging Face id or path")
@@ -129,6 +138,11 @@ class TrainingSpec(Strict):
         None,
         description="a Hugging Face id or path, a .gguf file, or smollm2-135m: whom white-box objectives learn from, "
         "and with any objective whom the student is compared with",
+    )
+    fine_tune_first: FineTuning | None = Field(
+        None,
+        description="fine-tune the student on the responses, then train it with the objective: for students that "
+        "cannot write yet and objectives that sample from them; {} takes the usual settings",
     )
     workers: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="processes that train together")
     min_workers: Annotated[int, Field(ge=1, le=4096)] | None = Field(
@@ -176,6 +190,8 @@ class TrainingSpec(Strict):
             raise ValueError("lora goes with a student that has learned something, not with one from scratch")
         if teaches(self.objective) and self.teacher is None:
             raise ValueError(f"objective {self.objective.name!r} learns from a teacher: set teacher")
+        if self.fine_tune_first is not None and not teaches(self.objective):
+            raise ValueError(f"fine_tune_first goes with white-box objectives, not with {self.objective.name!r}")
         return self
 
     @model_validator(mode="after")
@@ -206,11 +222,20 @@ class TrainingSpec(Strict):
         return value
 
 
+def fine_tuning(spec: TrainingSpec) -> TrainingSpec | None:
+    """The training that comes before this one, where the spec asks for it. The teacher is kept: a student from scratch
+    takes its tokenizer."""
+    if spec.fine_tune_first is None:
+        return None
+    first = {"epochs": spec.fine_tune_first.epochs, "learning_rate": spec.fine_tune_first.learning_rate}
+    return spec.model_copy(update={**first, "objective": Sft(), "steps": None, "recipe": None, "fine_tune_first": None})
+
+
 def advice(spec: TrainingSpec) -> str:
     """What a spec that is right may still get wrong; empty where there is nothing to say."""
-    if samples(spec.objective) and not isinstance(spec.student, str):
+    if samples(spec.objective) and not isinstance(spec.student, str) and spec.fine_tune_first is None:
         return (
             f"{spec.objective.name} learns from what the student writes, and a cut or new one cannot write yet: its "
-            "paper starts from a fine-tuned student, as in student: RUN/student"
+            "paper starts from a fine-tuned student, as with fine_tune_first: {} or student: RUN/student"
         )
     return ""

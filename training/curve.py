@@ -17,7 +17,7 @@ def draw_curve(
     figure, axes = pyplot.subplots(figsize=(6.2, 3.6), dpi=200)
     axes.plot([s for s, _ in losses], [v for _, v in losses], color="#2f6f8f", linewidth=1.4, label="training")
     last = losses[-1][0] if losses else 1
-    ends = [metrics["loss_before"], metrics["loss_after"]]
+    ends = [metrics.get("loss_fine_tuned", metrics["loss_before"]), metrics["loss_after"]]
     if held_out:
         axes.plot(*zip(*held_out, strict=True), color="#b5533c", linewidth=1, marker=".", alpha=0.8)
     axes.plot([0, last], ends, "o", color="#b5533c", markersize=6, label="held out", clip_on=False, zorder=3)

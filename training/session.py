@@ -132,14 +132,19 @@ class Session:
             prepare(self.spec, place, lambda examples: tell(self.work, {"tokenised": examples}))
 
     def _measure_once(self, metrics: dict[str, Any], *what: Any) -> None:
-        """What the untrained student is worth: kept for a training that is resumed, whose student is trained."""
-        kept = self.work / TRAINER / "before.json"
+        """What the untrained student is worth: kept for a training that is resumed, whose student is trained. Of one
+        that was fine-tuned first: what it was worth before that, too."""
+        kept, when = self.work / TRAINER / "before.json", "before"
+        if self.spec.fine_tune_first is not None and self.rank == 0:
+            first = json.loads(Path(str(self.spec.student), "metrics.json").read_text())
+            metrics.update({name: value for name, value in first.items() if name.endswith("_before")})
+            when = "fine_tuned"
         if self.rank == 0 and kept.is_file():
             metrics.update(json.loads(kept.read_text()))
         elif self.rank == 0:
             known = set(metrics)
-            tell(self.work, {"measuring": "before"})
-            self._measure("before", metrics, *what)
+            tell(self.work, {"measuring": when})
+            self._measure(when, metrics, *what)
             kept.parent.mkdir(parents=True, exist_ok=True)
             new = kept.with_suffix(".new")
             new.write_text(json.dumps({name: value for name, value in metrics.items() if name not in known}))

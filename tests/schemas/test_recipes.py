@@ -44,5 +44,5 @@ def test_who_learns_from_what_it_writes_should_be_able_to_write() -> None:
     sampled = {"student": {"from": "m", "layers": 2}, "teacher": "t", "objective": {"name": "gkd"}}
     assert "starts from a fine-tuned student" in advice(TrainingSpec.model_validate(sampled))
     fixed = {**sampled, "objective": {"name": "gkd", "lambda": 0.0}}
-    for fine in (fixed, {**sampled, "student": "run/student"}):
+    for fine in (fixed, {**sampled, "student": "run/student"}, {**sampled, "fine_tune_first": {}}):
         assert advice(TrainingSpec.model_validate(fine)) == ""

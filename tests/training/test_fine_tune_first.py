@@ -1,0 +1,64 @@
+"""A student that is fine-tuned, and then learns from what it writes: one training spec, two students."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Finished
+from pydantic import ValidationError
+from tiny_students import PROMPTS, student
+
+from schemas.objective import Sft
+from schemas.student import FINE_TUNED, TrainingSpec, fine_tuning
+
+Command = Callable[..., Finished]
+GKD = {"name": "gkd", "lambda": 1.0, "max_new_tokens": 4}
+
+
+@pytest.fixture
+def spec(jsonl: Callable[..., Path], tmp_path: Path) -> dict[str, Any]:
+    teacher = student("llama")
+    teacher.model.save_pretrained(tmp_path / "teacher")
+    teacher.tokenizer.save_pretrained(tmp_path / "teacher")
+    data = jsonl([{"id": f"p{i}", "prompt": q, "response": a} for i, (q, a) in enumerate(PROMPTS * 4)])
+    return {
+        "student": {"scratch": {"layers": 1, "hidden": 32, "heads": 2}}, "teacher": str(tmp_path / "teacher"),
+        "objective": GKD, "fine_tune_first": {"epochs": 6, "learning_rate": 0.01}, "data": {"path": str(data)},
+        "steps": 2, "batch_size": 4, "max_length": 64,
+    }  # fmt: skip
+
+
+def test_what_comes_first_is_the_same_training_by_cross_entropy(spec: dict[str, Any]) -> None:
+    whole = TrainingSpec.model_validate(spec)
+    first = fine_tuning(whole)
+    assert first is not None and first.objective == Sft()
+    assert (first.epochs, first.steps, first.learning_rate) == (6, None, 0.01)
+    assert (first.data, first.teacher, first.seed) == (whole.data, whole.teacher, whole.seed)
+    assert fine_tuning(first) is None
+    with pytest.raises(ValidationError, match="fine_tune_first goes with white-box objectives, not with 'sft'"):
+        TrainingSpec.model_validate({**spec, "objective": {"name": "sft"}})
+
+
+@pytest.mark.ray
+def test_the_objective_goes_on_from_the_student_that_was_fine_tuned(
+    command: Command, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    place, out = tmp_path / "spec.yaml", tmp_path / "out"
+    place.write_text(yaml.safe_dump(spec))
+    done = command("train", place, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "fine-tuning first: " in done.stderr and "note:" not in done.stderr
+    first = json.loads((out / FINE_TUNED / "student" / "metrics.json").read_text())
+    after = json.loads((out / "student" / "metrics.json").read_text())
+    assert (first["objective"], after["objective"], after["steps"]) == ("sft", "gkd", 2)
+    for name in ("loss", "rouge_l", "forward_kl", "reverse_kl"):
+        assert after[f"{name}_before"] == first[f"{name}_before"]
+        assert after[f"{name}_fine_tuned"] == pytest.approx(first[f"{name}_after"], rel=1e-5)
+    assert after["loss_fine_tuned"] < after["loss_before"]
+    made = (out / FINE_TUNED / "student" / "metrics.json").stat().st_mtime_ns
+    again = command("train", place, "--out", out, "--set", "objective.beta=0.9")
+    assert again.returncode == 0 and "fine-tuning first" not in again.stderr, again.stderr
+    assert (out / FINE_TUNED / "student" / "metrics.json").stat().st_mtime_ns == made
