@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from schemas.errors import LimbeckError
 from schemas.evaluation import EvaluationSpec
+from schemas.objective import StepByStep
 from schemas.student import TRAINED_ON
 from training.aligned import aligned
 from training.divergences import forward_kl, reverse_kl, wide
@@ -32,11 +33,11 @@ GRAMS = (1, 2, 4)
 def judged(spec: EvaluationSpec, name: str) -> dict[str, Any]:
     """{"metrics": {name: [mean, low, high]}, "samples": [{"prompt", "reference", "written"}], "rows", "parameters"} of
     the student `name`."""
-    spec = as_taught(spec, name)
+    spec, prefix = as_taught(spec, name)
     student = pretrained(spec.students[name])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     student.model.to(device).eval()
-    pairs, rows = chosen(spec, student)
+    pairs, rows = chosen(spec, student, prefix)
     metrics = on_tokens(student, rows)
     if spec.teacher is not None:
         teacher = load_teacher(spec.teacher, student)
@@ -53,24 +54,32 @@ def judged(spec: EvaluationSpec, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def as_taught(spec: EvaluationSpec, name: str) -> EvaluationSpec:
-    """Prompts as the student `name` read them when it learned, where the spec does not say how they are written."""
+def as_taught(spec: EvaluationSpec, name: str) -> tuple[EvaluationSpec, str]:
+    """The spec with prompts as the student `name` read them when it learned, where it does not say how they are
+    written; and the prefix of the task, by which Distilling Step-by-Step alone asks for a label."""
+    own = spec.objective.predict if isinstance(spec.objective, StepByStep) else ""
+    try:
+        train = json.loads(Path(spec.students[name], TRAINED_ON).read_text())["train"]
+        template, prefix = train["data"]["template"], train["objective"].get("predict", "")
+    except (OSError, ValueError, KeyError, TypeError):  # not one of ours
+        return spec, own
     if "template" in spec.data.model_fields_set:
-        return spec
-    with suppress(OSError, ValueError, KeyError, TypeError):  # not one of ours
-        taught = json.loads(Path(spec.students[name], TRAINED_ON).read_text())["train"]["data"]["template"]
-        return spec.model_copy(update={"data": spec.data.model_copy(update={"template": taught})})
-    return spec
+        return spec, prefix
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"template": template})}), prefix
 
 
-def chosen(spec: EvaluationSpec, student: Student) -> tuple[list[Pair], list[TokenRow]]:
-    """What is asked, drawn by seed, and its rows of tokens; too long prompts are left out, and rows that a student
-    has learned."""
+def chosen(spec: EvaluationSpec, student: Student, prefix: str = "") -> tuple[list[Pair], list[TokenRow]]:
+    """What is asked, drawn by seed, with the student's own prefix, and its rows of tokens; too long prompts are left
+    out, and rows that a student has learned."""
     count = sum(1 for _ in stream_examples(spec.data, spec.objective))
     kept = held_out_by(spec)
     numbers = range(count) if kept is None else sorted(held_out_numbers(count, kept.fraction, kept.seed, kept.rows))
     picked = set(random.Random(spec.seed).sample(numbers, min(spec.rows, len(numbers))))
-    asked = [example[0] for n, example in enumerate(stream_examples(spec.data, spec.objective)) if n in picked]
+    bare = spec.objective
+    if isinstance(bare, StepByStep):
+        bare = bare.model_copy(update={"predict": ""})
+    asked = [example[0] for n, example in enumerate(stream_examples(spec.data, bare)) if n in picked]
+    asked = [replace(pair, prompt=prefix + pair.prompt) for pair in asked]
     found = [
         (pair, rows[0])
         for pair in asked

@@ -20,6 +20,7 @@ from training.compare import as_taught, chosen, judged
 from training.comparison import page
 from training.data import data_digest
 from training.held_out import held_out_by, held_out_numbers
+from training.students import Student, pretrained
 
 Command = Callable[..., Finished]
 
@@ -136,12 +137,31 @@ def test_of_data_that_a_student_learned_only_what_it_held_out_is_asked(
 
 def test_prompts_are_written_as_when_a_student_learned(three: dict[str, str], jsonl: Callable[..., Path]) -> None:
     data = jsonl([{"prompt": "Say yes.", "response": "Yes."}] * 2)
-    made_of = {"data": "", "train": {"data": {"template": "chat"}}}
+    made_of = {"data": "", "train": {"data": {"template": "chat"}, "objective": {"name": "sft"}}}
     Path(three["good"], "trained_on.json").write_text(json.dumps(made_of))
     spec = EvaluationSpec.model_validate(spec_of(three, data))
-    assert [as_taught(spec, name).data.template for name in ("good", "fair")] == ["chat", None]
+    assert [as_taught(spec, name)[0].data.template for name in ("good", "fair")] == ["chat", None]
     named = EvaluationSpec.model_validate(spec_of(three, data) | {"data": {"path": str(data), "template": None}})
-    assert as_taught(named, "good").data.template is None
+    assert as_taught(named, "good")[0].data.template is None
+
+
+@pytest.mark.parametrize("objective", ["sft", "step_by_step"])
+def test_each_student_is_asked_by_its_own_prefix(
+    objective: str, three: dict[str, str], jsonl: Callable[..., Path]
+) -> None:
+    row = {"prompt": "Is it?", "response": "yes", "input": "Is it?", "rationale": "It is.", "label": "yes"}
+    for name, learned in (("good", {"name": "step_by_step", "predict": "tell: "}), ("fair", {"name": "sft"})):
+        made_of = {"data": "", "train": {"data": {"template": None}, "objective": learned}}
+        Path(three[name], "trained_on.json").write_text(json.dumps(made_of))
+    spec = EvaluationSpec.model_validate(spec_of(three, jsonl([row] * 2), objective=objective))
+    asked = [chosen(*_of(spec, name))[0][0].prompt for name in three]
+    unknown = "predict: Is it?" if objective == "step_by_step" else "Is it?"
+    assert asked == ["tell: Is it?", "Is it?", unknown]
+
+
+def _of(spec: EvaluationSpec, name: str) -> tuple[EvaluationSpec, Student, str]:
+    known, prefix = as_taught(spec, name)
+    return known, pretrained(spec.students[name]), prefix
 
 
 def test_a_run_is_known_by_its_rows(three: dict[str, str], tmp_path: Path) -> None:
