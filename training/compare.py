@@ -94,21 +94,25 @@ def on_tokens(student: Student, rows: Sequence[TokenRow]) -> dict[str, Interval]
     """`loss`, nats a response token; `token_accuracy`; `calibration_error` of the next token, teacher-forced."""
     losses: list[float] = []
     counts: list[float] = []
+    right: list[float] = []
     sure: list[float] = []
     hits: list[bool] = []
+    owners: list[int] = []
     with torch.inference_mode():
         for batch in batches(student, rows):
             seen = aligned(student.model, batch)
             loss = cross_entropy(wide(seen.logits), seen.targets, reduction="none")
+            best = wide(seen.logits).softmax(-1).max(-1)
+            hit = best.indices == seen.targets
+            owners += (seen.owners + len(losses)).tolist()
             losses += _by_row(loss, seen.owners, batch)
             counts += _by_row(torch.ones_like(loss), seen.owners, batch)
-            best = wide(seen.logits).softmax(-1).max(-1)
+            right += _by_row(hit.to(loss), seen.owners, batch)
             sure += best.values.tolist()
-            hits += (best.indices == seen.targets).tolist()
-    gap = calibration_error(sure, hits)
+            hits += hit.tolist()
     return {
-        "loss": interval(losses, counts), "token_accuracy": interval([float(hit) for hit in hits]),
-        "calibration_error": Interval(gap, gap, gap),
+        "loss": interval(losses, counts), "token_accuracy": interval(right, counts),
+        "calibration_error": calibration_error(sure, hits, owners),
     }  # fmt: skip
 
 
@@ -149,9 +153,7 @@ def on_responses(
     values = [v for w, r in zip(written, references, strict=True) if (v := value_match(w, r)) is not None]
     if len(values) >= NUMBERED * len(pairs):
         found["value_match"] = interval(values)
-    for n in GRAMS:
-        share = distinct(written, n)
-        found[f"distinct_{n}"] = Interval(share, share, share)
+    found |= {f"distinct_{n}": distinct(written, n) for n in GRAMS}
     if spec.seeds:
         # A row's score is its mean over the seeds, so the interval is one over rows.
         sampled = [rouge_l(write(seed), references) for seed in spec.seeds]

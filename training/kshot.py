@@ -44,10 +44,9 @@ def in_context(spec: EvaluationSpec, student: Student) -> dict[str, Interval]:
         sure.append(sum(chance for option, chance in ballots if option == answers[-1]) / len(ballots))
     right = [str(query["output"]) for query in queries]
     hits = [a == r for a, r in zip(answers, right, strict=True)]
-    f1, gap = macro_f1(answers, right), calibration_error(sure, hits)
     return {
-        "accuracy": interval([float(hit) for hit in hits]), "macro_f1": Interval(f1, f1, f1),
-        "option_calibration_error": Interval(gap, gap, gap),
+        "accuracy": interval([float(hit) for hit in hits]), "macro_f1": macro_f1(answers, right),
+        "option_calibration_error": calibration_error(sure, hits),
     }  # fmt: skip
 
 

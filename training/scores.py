@@ -11,8 +11,11 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+Array = npt.NDArray[np.float64]
 RESAMPLES = 1000
+DRAWN_AT_ONCE = 10_000_000  # numbers: 80 MB
 BINS = 10
 MOST_DIGITS = 60  # of a number or an exponent's result: no text may keep the machine busy
 OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -30,17 +33,29 @@ class Interval(NamedTuple):
     high: float
 
 
-def interval(values: Sequence[float], counts: Sequence[float] | None = None, seed: int = 0) -> Interval:
+def interval(values: Sequence[float], counts: Sequence[float] | None = None) -> Interval:
     """Mean and percentile bootstrap over rows. With `counts`, values are sums over so many tokens of each row, and the
     mean is one over tokens. NaN where there is nothing to take a mean of."""
     sums = np.asarray(values, dtype=np.float64)
     sizes = np.ones_like(sums) if counts is None else np.asarray(counts, dtype=np.float64)
-    if not sizes.sum():
+    return _bootstrap(np.stack([sums, sizes], 1), lambda drawn: drawn[:, 0] / drawn[:, 1])
+
+
+def _bootstrap(rows: Array, statistic: Callable[[Array], Array]) -> Interval:
+    """A statistic of what rows add up to, and its percentile interval where they are drawn anew (1,000 times, always
+    the same ones). rows (n, k); statistic (draws, k) -> (draws,)."""
+    count = len(rows)
+    if not count or not rows[:, -1].any():
         return Interval(math.nan, math.nan, math.nan)
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
-    means = sums[drawn].sum(1) / np.maximum(sizes[drawn].sum(1), 1e-12)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Interval(float(sums.sum() / sizes.sum()), float(low), float(high))
+    rng, at_once = np.random.default_rng(0), max(1, DRAWN_AT_ONCE // count)
+    sums = np.concatenate([
+        rng.multinomial(count, np.full(count, 1 / count), min(at_once, RESAMPLES - start)) @ rows
+        for start in range(0, RESAMPLES, at_once)
+    ])  # fmt: skip
+    drawn = statistic(sums[sums[:, -1] > 0])
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    whole = float(statistic(rows.sum(0, keepdims=True))[0])
+    return Interval(whole, min(whole, float(low)), max(whole, float(high)))  # a calibration error is lowest as it is
 
 
 def normalised(text: str) -> str:
@@ -85,27 +100,53 @@ def value_match(written: str, reference: str) -> float | None:
     return None if right is None else float(value_of(written) == right)
 
 
-def distinct(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of words among all of them (distinct-n, arXiv 1510.03055)."""
-    grams = [tuple(words[i : i + n]) for text in texts if (words := text.split()) for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
+def distinct(texts: Sequence[str], n: int) -> Interval:
+    """Different n-grams of words among all of them (distinct-n, arXiv 1510.03055).
+
+    The interval is the jackknife's: a text that is drawn twice, as by the bootstrap, would bring nothing new.
+    """
+    grams = [Counter(zip(*(words[i:] for i in range(n)), strict=False)) for words in map(str.split, texts)]
+    homes = Counter(gram for one in grams for gram in one)
+    total, different = sum(one.total() for one in grams), len(homes)
+    if not total:
+        return Interval(0.0, 0.0, 0.0)
+    share = different / total
+    without = [
+        (different - sum(homes[gram] == 1 for gram in one)) / (total - one.total())
+        for one in grams
+        if one and one.total() < total
+    ]
+    spread = np.var(without) * (len(without) - 1) if without else 0.0
+    half = 1.96 * math.sqrt(spread)
+    return Interval(share, max(0.0, share - half), min(1.0, share + half))
 
 
-def calibration_error(confidences: Sequence[float], hits: Sequence[bool]) -> float:
-    """Expected calibration error over `BINS` bins of equal width (arXiv 1706.04599)."""
-    bins: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
-    for confidence, hit in zip(confidences, hits, strict=True):
-        bins[min(BINS - 1, int(confidence * BINS))].append((confidence, hit))
-    gaps = (abs(sum(c for c, _ in one) - sum(h for _, h in one)) for one in bins)
-    return sum(gaps) / len(hits) if hits else 0.0
+def calibration_error(
+    confidences: Sequence[float], hits: Sequence[bool], owners: Sequence[int] | None = None
+) -> Interval:
+    """Expected calibration error over `BINS` bins of equal width (arXiv 1706.04599). owners: the row of each, whose
+    tokens are drawn together."""
+    sure, right = np.asarray(confidences, dtype=np.float64), np.asarray(hits, dtype=np.float64)
+    homes = np.arange(len(sure)) if owners is None else np.asarray(owners, dtype=np.int64)
+    rows = np.zeros((int(homes.max(initial=-1)) + 1, BINS + 1))
+    np.add.at(rows, (homes, np.minimum(BINS - 1, (sure * BINS).astype(np.int64))), sure - right)
+    np.add.at(rows, (homes, BINS), 1.0)
+    return _bootstrap(rows, lambda drawn: np.abs(drawn[:, :BINS]).sum(1) / drawn[:, BINS])
 
 
-def macro_f1(answers: Sequence[str], right: Sequence[str]) -> float:
+def macro_f1(answers: Sequence[str], right: Sequence[str]) -> Interval:
     """The mean of every label's F1; labels are those of the right answers."""
     labels = sorted(set(right))
-    hits, said, due = Counter[str](), Counter(answers), Counter(right)
-    hits.update(a for a, r in zip(answers, right, strict=True) if a == r)
-    return sum(2 * hits[label] / (said[label] + due[label]) for label in labels) / len(labels) if labels else 0.0
+    said = np.array([[a == label for label in labels] for a in answers], dtype=np.float64).reshape(-1, len(labels))
+    due = np.array([[r == label for label in labels] for r in right], dtype=np.float64).reshape(-1, len(labels))
+    rows = np.concatenate([said * due, said + due, np.ones((len(right), 1))], 1)
+
+    def mean(drawn: Array) -> Array:
+        hits, of = drawn[:, : len(labels)], drawn[:, len(labels) : -1]
+        found: Array = (2 * hits / np.maximum(of, 1)).sum(1) / np.maximum((of > 0).sum(1), 1)
+        return found
+
+    return _bootstrap(rows, mean)
 
 
 def vote(ballots: Sequence[str]) -> str:

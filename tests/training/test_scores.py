@@ -49,10 +49,11 @@ def test_matches() -> None:
 
 
 def test_sums_by_hand() -> None:
-    assert distinct(["a b a b"], 1) == 0.5 and distinct(["a b a b"], 2) == pytest.approx(2 / 3) and distinct([], 1) == 0
-    assert calibration_error([0.9, 0.9, 0.1], [True, False, False]) == pytest.approx((0.8 + 0.1) / 3)
-    assert macro_f1(["a", "a", "b"], ["a", "b", "b"]) == pytest.approx((2 / 3 + 2 / 3) / 2)
-    assert macro_f1(["x"], ["a"]) == 0.0
+    assert distinct(["a b a b"], 1).mean == 0.5 and distinct(["a b a b"], 2).mean == pytest.approx(2 / 3)
+    assert distinct([], 1).mean == 0 == distinct(["one"], 2).mean
+    assert calibration_error([0.9, 0.9, 0.1], [True, False, False]).mean == pytest.approx((0.8 + 0.1) / 3)
+    assert macro_f1(["a", "a", "b"], ["a", "b", "b"]).mean == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert macro_f1(["x"], ["a"]).mean == 0.0
     assert vote(["b", "a", "a", "b"]) == "b"
 
 
@@ -61,3 +62,22 @@ def test_an_interval_holds_its_mean_and_narrows() -> None:
     assert few.low < 0.5 == few.mean < few.high
     assert many.high - many.low < 0.3 * (few.high - few.low)
     assert interval([0.0, 1.0] * 10) == few
+
+
+def test_every_score_has_an_interval_that_narrows_with_rows() -> None:
+    texts = ["the cat sat", "the dog ran off", "a bird sang", "the cat ran"]
+    for score in (
+        lambda n: distinct([f"{text} {i}" for i in range(n) for text in texts], 1),
+        lambda n: calibration_error([0.9, 0.8, 0.3] * n, [True, False, False] * n),
+        lambda n: macro_f1(["a", "b", "b"] * n, ["a", "b", "a"] * n),
+    ):
+        few, many = score(5), score(500)
+        assert few.low < few.mean < few.high and many.low <= many.mean <= many.high
+        assert many.high - many.low < 0.4 * (few.high - few.low)
+
+
+def test_tokens_of_one_row_stand_or_fall_together() -> None:
+    sure, hits, owners = [0.75] * 400, ([True] * 10 + [False] * 10) * 20, [n // 10 for n in range(400)]
+    alone, together = calibration_error(sure, hits), calibration_error(sure, hits, owners)
+    assert alone.mean == together.mean == pytest.approx(0.25)
+    assert together.high - together.low > 2 * (alone.high - alone.low)
