@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from schemas.errors import LimbeckError
 from schemas.evaluation import EvaluationSpec
-from schemas.objective import StepByStep
+from schemas.objective import Icl, StepByStep
 from schemas.student import TRAINED_ON
 from training.aligned import aligned
 from training.divergences import forward_kl, reverse_kl, wide
@@ -80,11 +80,13 @@ def chosen(spec: EvaluationSpec, student: Student, prefix: str = "") -> tuple[li
         bare = bare.model_copy(update={"predict": ""})
     asked = [example[0] for n, example in enumerate(stream_examples(spec.data, bare)) if n in picked]
     asked = [replace(pair, prompt=prefix + pair.prompt) for pair in asked]
-    found = [
-        (pair, rows[0])
-        for pair in asked
-        if (rows := token_rows([pair], student.tokenizer, spec.max_length, spec.data.template, student.seq2seq)[0])
-    ]
+    episodes = isinstance(spec.objective, Icl)
+    found: list[tuple[Pair, TokenRow]] = []
+    for pair in asked:
+        one, _ = token_rows(
+            [pair], student.tokenizer, spec.max_length, spec.data.template, student.seq2seq, cut_prompts=episodes
+        )
+        found += [(pair, row) for row in one]
     if not found:
         raise LimbeckError(f"no prompt is shorter than max_length {spec.max_length}", "raise max_length")
     return [pair for pair, _ in found], [row for _, row in found]
@@ -143,7 +145,8 @@ def on_responses(
     references = [pair.response for pair in pairs]
 
     def write(seed: int | None = None) -> list[str]:
-        return responses(student, pairs, spec.data.template, spec.max_length, spec.max_new_tokens, seed)
+        episodes = isinstance(spec.objective, Icl)
+        return responses(student, pairs, spec.data.template, spec.max_length, spec.max_new_tokens, seed, episodes)
 
     written = write()
     found = {

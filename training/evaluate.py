@@ -9,6 +9,8 @@ from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
 from torch.nn.functional import cross_entropy
 
+from schemas.objective import Icl
+from schemas.student import TrainingSpec
 from training.aligned import aligned, positions
 from training.divergences import forward_kl, reverse_kl
 from training.examples import Pair
@@ -64,16 +66,17 @@ def divergences(student: Student, teacher: Teacher, rows: Sequence[TokenRow]) ->
 
 def responses(
     student: Student, pairs: Sequence[Pair], template: str | None, max_length: int, tokens: int = GENERATED_TOKENS,
-    seed: int | None = None,
+    seed: int | None = None, cut_prompts: bool = False,
 ) -> list[str]:  # fmt: skip
-    """Responses of at most so many tokens: greedy ones, or sampled at temperature 1 where there is a seed."""
+    """Responses of at most so many tokens: greedy ones, or sampled at temperature 1 where there is a seed. Long prompts
+    are cut as in `token_rows`."""
     drawn: dict[str, Any] = {"do_sample": False}
     if seed is not None:
         torch.manual_seed(seed)
         drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     tokenizer, model = student.tokenizer, student.model.eval()
     tokenizer.padding_side = "right" if student.seq2seq else "left"
-    tokenizer.truncation_side = tokenizer.padding_side  # a decoder goes on from a prompt's end
+    tokenizer.truncation_side = "left" if cut_prompts else tokenizer.padding_side  # a decoder goes on from the end
     longest = min(max_length, positions(model) - 1)
     written: list[str] = []
     with torch.inference_mode():
@@ -112,8 +115,10 @@ class Words:
         return [self._stem(word) if len(word) > 3 and word.isascii() else word for word in words]
 
 
-def held_out_rouge(student: Student, pairs: Sequence[Pair], template: str | None, max_length: int) -> float:
+def held_out_rouge(student: Student, pairs: Sequence[Pair], spec: TrainingSpec) -> float:
     """ROUGE-L of the student's responses against the teacher's on the first `GENERATED_ROWS` held-out rows."""
-    shown = list(pairs[:GENERATED_ROWS])
-    scores = rouge_l(responses(student, shown, template, max_length), [pair.response for pair in shown])
+    assert spec.data is not None
+    shown, episodes = list(pairs[:GENERATED_ROWS]), isinstance(spec.objective, Icl)
+    written = responses(student, shown, spec.data.template, spec.max_length, cut_prompts=episodes)
+    scores = rouge_l(written, [pair.response for pair in shown])
     return sum(scores) / max(1, len(scores))

@@ -157,11 +157,10 @@ class Session:
         """Rank 0 notes what the student is worth on what was held out."""
         if self.rank != 0:
             return
-        assert self.spec.data is not None
         device = "cuda" if torch.cuda.is_available() else "cpu"
         student.model.to(device)
         metrics[f"loss_{when}"] = held_out_loss(student, rows)
-        metrics[f"rouge_l_{when}"] = held_out_rouge(student, asked, self.spec.data.template, self.spec.max_length)
+        metrics[f"rouge_l_{when}"] = held_out_rouge(student, asked, self.spec)
         if teacher is None and self.spec.teacher:
             teacher = load_teacher(self.spec.teacher, student)  # written down; here for its dense distributions alone
         if teacher is not None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import Finished
-from tiny_students import after_sft, rows_of, student
+from tiny_students import PROMPTS, after_sft, rows_of, student
 
 from schemas.errors import LimbeckError, SpecError
 from schemas.evaluation import EvaluationSpec
@@ -19,6 +19,8 @@ from schemas.student import TrainingData
 from training.compare import as_taught, chosen, judged
 from training.comparison import page
 from training.data import data_digest
+from training.evaluate import responses
+from training.examples import Pair
 from training.held_out import held_out_by, held_out_numbers
 from training.students import Student, pretrained
 
@@ -143,6 +145,16 @@ def test_prompts_are_written_as_when_a_student_learned(three: dict[str, str], js
     assert [as_taught(spec, name)[0].data.template for name in ("good", "fair")] == ["chat", None]
     named = EvaluationSpec.model_validate(spec_of(three, data) | {"data": {"path": str(data), "template": None}})
     assert as_taught(named, "good")[0].data.template is None
+
+
+@pytest.mark.parametrize("arch", ["llama", "t5"])
+def test_a_long_episode_is_judged_by_its_end(arch: str) -> None:
+    made, (asked, _) = after_sft(arch, 60), PROMPTS[0]
+    length = len(made.tokenizer(asked, add_special_tokens=made.seq2seq)["input_ids"])
+    (alone,) = responses(made, [Pair(asked, "")], None, 64)
+    long = [Pair("Demonstrations come first. " * 9 + asked, "")]
+    assert responses(made, long, None, length, cut_prompts=True) == [alone] != [""]
+    assert made.seq2seq == (responses(made, long, None, length) != [alone])  # as an instruction is cut in training
 
 
 @pytest.mark.parametrize("objective", ["sft", "step_by_step"])
