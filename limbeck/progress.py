@@ -134,6 +134,8 @@ class Progress:
         calls, spend = manifest.calls, manifest.spend
         if manifest.stage not in ASKING:
             return [("calls", f"{calls.answered:,} answered"), ("spent", f"${spend.usd:.4f}")]
+        if not calls.sent and not calls.reused:
+            return [("calls", f"0 of {calls.of:,}"), ("teachers", "starting")]  # a local one reads its weights first
         seconds = now - self._stage_at
         facts = [
             ("calls", f"{calls.done:,} of {calls.of:,}"),
