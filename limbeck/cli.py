@@ -114,6 +114,9 @@ def run(
     out: Out,
     address: Address = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker actors for each teacher.")] = 2,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again for rows that a teacher failed to answer before.")
+    ] = False,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
@@ -146,6 +149,7 @@ def run(
                 watch=progress,
                 stopping=stop,
                 ready=stop.install,
+                retry_failed=retry_failed,
             )
         for line in manifest.warnings:
             print(f"note: {line}", file=sys.stderr)
@@ -363,6 +367,7 @@ def fake_teacher(
     hidden: Annotated[int, typer.Option(help="Input tokens that it counts beyond the text of a call.")] = 0,
     thoughts: Annotated[str, typer.Option(help="Output tokens beyond max_tokens, LOW:HIGH.")] = "0:0",
     faults: Annotated[str, typer.Option(help="Shares of calls that go wrong, as in 500:0.05,hang:0.01.")] = "",
+    poison: Annotated[str, typer.Option(help="Likewise, but the same requests go wrong every time.")] = "",
     hang: Annotated[float, typer.Option(help="Seconds after which a hanging call is cut.")] = 600.0,
     status: Annotated[int, typer.Option(help="Answer every call with this HTTP status.")] = 0,
     price: Annotated[str, typer.Option(help="USD per million tokens, INPUT:OUTPUT, for the bill.")] = "0:0",
@@ -387,7 +392,8 @@ def fake_teacher(
         rehearsal.serve_fake_teacher(
             port, stop_after, rpm=rpm, tpm=tpm, input_tpm=input_tpm, output_tpm=output_tpm, burst_s=burst,
             charge=charge, concurrency=concurrency, latency_s=latency, spread=spread, words=words, hidden=hidden,
-            thoughts=thoughts, faults=faults, hang_s=hang, status=status, price=price, headers=headers, seed=seed,
+            thoughts=thoughts, faults=faults, poison=poison, hang_s=hang, status=status, price=price, headers=headers,
+            seed=seed,
         )  # fmt: skip
 
     guarded(work, debug)

@@ -27,9 +27,10 @@ FEW_STEPS = 10  # of which a student can have learned little
 def run(
     spec: JobSpec, out: Path, *, address: str | None = None, workers: int = 2,
     watch: Watch = lambda manifest: None, stopping: Callable[[], bool] = lambda: False,
-    ready: Callable[[], None] = lambda: None,
+    ready: Callable[[], None] = lambda: None, retry_failed: bool = False,
 ) -> Manifest:  # fmt: skip
-    """Generate, curate, publish, and train where the spec asks for it; resumes a run that `out` holds.
+    """Generate, curate, publish, and train where the spec asks for it; resumes a run that `out` holds. What a teacher
+    could not answer in an earlier start is left as it is, unless `retry_failed`.
 
     `watch` sees the manifest as it grows, `stopping` is asked whether to end early, and `ready` is called once Ray
     runs (which installs signal handlers of its own). Returns the manifest of the finished run. Raises `SpecError`
@@ -37,14 +38,14 @@ def run(
     the last can be resumed.
     """
     directory = RunDirectory(Path(out))
-    this = Run(spec, directory, workers, watch, stopping)
+    this = Run(spec, directory, workers, watch, stopping, retry_failed)
     with refused_as_spec():
         this.check(student=0 if spec.train is None else _student_bytes(spec.train))
         if spec.train is not None:
             _check_training(spec, spec.train, this.most_rows)
         check_of_job(spec)
     trained = spec.train is None or _is_trained(this, spec.train)
-    if this.is_finished and trained and is_evaluated(spec, directory.root):
+    if this.is_finished and trained and is_evaluated(spec, directory.root) and not retry_failed:
         this.manifest.notes.append("this run had finished before: nothing was asked, and nothing was changed")
         watch(this.manifest)
         return this.manifest
@@ -182,6 +183,7 @@ def _train_stage(this: Run, spec: TrainingSpec) -> None:
 
     data = spec.data or TrainingData()
     if data.path is None and data.run is None:
+        _require_rows(this)
         data = data.model_copy(update={"run": str(this.directory.root)})
     made_of = _trained_on(this, spec)
     if changed := _unfinished(this.directory.work / TRAINER, made_of):
@@ -198,6 +200,17 @@ def _train_stage(this: Run, spec: TrainingSpec) -> None:
         this.warn(f"the student took {metrics['steps']} steps: train.epochs, or a smaller batch_size, gives it more")
     if metrics["rows_too_long"]:
         this.warn(f"{metrics['rows_too_long']} rows took no part: their prompts alone fill train.max_length")
+
+
+def _require_rows(this: Run) -> None:
+    """`LimbeckError` where the run kept too few rows for a student, and what became of the others."""
+    rows = this.manifest.rows
+    if rows.accepted < 2:
+        lost = ", ".join(f"{reason} {count:,}" for reason, count in rows.rejected.items())
+        raise LimbeckError(
+            f"train: {rows.accepted} rows were accepted, a student needs at least one to learn and one held out",
+            f"rejected/ and report.html show the others as they came ({lost})",
+        )
 
 
 def trained(spec: TrainingSpec, out: Path) -> dict[str, Any] | None:

@@ -68,8 +68,8 @@ def serve_fake_teacher(port: int, stop_after_s: float | None, **options: Any) ->
     price = Price(*pair("--price", options.pop("price"), float))
     if max(price.input, price.output) > MOST_USD:
         raise SpecError(f"--price: more than {MOST_USD:,} USD per million tokens", "as in --price 0.40:1.60")
-    faults = parse_faults(options.pop("faults"))
-    behaviour = Behaviour(words=(low, high), thoughts=thoughts, price=price, faults=faults, **options)
+    drawn = {name: parse_faults(options.pop(name), f"--{name}") for name in ("faults", "poison")}
+    behaviour = Behaviour(words=(low, high), thoughts=thoughts, price=price, **drawn, **options)
 
     async def main() -> dict[str, Any]:
         stopped, loop = asyncio.Event(), asyncio.get_running_loop()

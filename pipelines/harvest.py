@@ -121,6 +121,11 @@ class Answers:
         content = call.content()
         return any(call_key(model, content) in self.index for model in self.models)
 
+    def has_failed(self, call: Call) -> bool:
+        """Whether a call was given up, so that it is not asked again unless that is wished."""
+        content = call.content()
+        return any(self.index.is_settled(call_key(model, content)) for model in self.models)
+
     def failure(self, call: Call) -> Any | None:
         """The last failure of a call that no lane answered."""
         content = call.content()

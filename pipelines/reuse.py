@@ -16,6 +16,7 @@ class Reuse:
 
     rows: int = 0
     reused: int = 0
+    failed: int = 0
     asked: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -23,11 +24,15 @@ class Reuse:
         """One line for the user."""
         why = "; ".join(f"{count:,} {reason}" for reason, count in self.asked.most_common())
         rest = f"; {self.asked.total():,} are asked ({why})" if self.asked else ""
-        return f"{self.reused:,} of {self.rows:,} rows are reused and cost nothing{rest}"
+        failed = f"; {self.failed:,} failed before and are left as they are" if self.failed else ""
+        return f"{self.reused:,} of {self.rows:,} rows are reused and cost nothing{failed}{rest}"
 
 
-def reuse(plan: RowPlan, earlier: RowPlan, changes: Sequence[str], answers: Answers) -> Reuse:
-    """Compare a plan with the one that made the journal. Reads the source once; pays nothing."""
+def reuse(
+    plan: RowPlan, earlier: RowPlan, changes: Sequence[str], answers: Answers, again: bool = False
+) -> Reuse:  # fmt: skip
+    """Compare a plan with the one that made the journal. Reads the source once; pays nothing. again: failed calls are
+    asked again."""
     found, changed = Reuse(), "because " + "; ".join(changes)
     for row in plan.rows():
         if not isinstance(row, Row):
@@ -35,6 +40,8 @@ def reuse(plan: RowPlan, earlier: RowPlan, changes: Sequence[str], answers: Answ
         found.rows += 1
         if answers.has(plan.call(row)):
             found.reused += 1
+        elif not again and answers.has_failed(plan.call(row)):
+            found.failed += 1
         else:
             found.asked[changed if answers.has(earlier.call(row)) else NEW] += 1
     return found

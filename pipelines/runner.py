@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipelines import cot, instruct
+from pipelines.advice import OURS, advice
 from pipelines.answer_schema import check_schema
 from pipelines.card import card
 from pipelines.curate import curate
@@ -45,7 +46,6 @@ from services.teachers.adapter import decode
 from services.teachers.credentials import lane_key
 
 SAVE_EVERY_S = 1.0
-NEAR = "dropped as near duplicates"
 ROUNDS = 4  # of asking for more instructions while fewer than wanted were written
 COPIES = 4  # of a row's text on disk: staged, published, as messages, in the report
 STATES: dict[type[LimbeckError], State] = {BudgetExhausted: "exhausted", Interrupted: "interrupted"}
@@ -61,6 +61,7 @@ class Run:
     workers: int = 2
     watch: Watch = lambda manifest: None
     stopping: Callable[[], bool] = lambda: False
+    retry_failed: bool = False
     manifest: Manifest = field(init=False)
     _scan: Scan = field(init=False)
     _earlier: JobSpec | None = field(init=False, default=None)
@@ -216,7 +217,7 @@ class Run:
         with self._answers() as answers:
             written = self._all_written(answers)
             now, before = self._plan_of(self.spec, written), self._plan_of(earlier, written)
-            self.manifest.notes.append(reuse(now, before, self._changes, answers).line)
+            self.manifest.notes.append(reuse(now, before, self._changes, answers, self.retry_failed).line)
         self.directory.save(self.manifest)
         self.watch(self.manifest)
 
@@ -264,7 +265,7 @@ class Run:
     def _fan_out(self) -> RowPlan:
         fleet = Fleet(
             list(self.spec.teachers), self.journal, caps_of(self.spec.budget), self._base,
-            self.workers, tag_for(self.journal.read()),
+            self.workers, tag_for(self.journal.read()), self.retry_failed,
         )  # fmt: skip
         with fleet:
             plan = self.plan() if self.spec.pipeline == "cot" else self._write_instructions(fleet)
@@ -448,18 +449,8 @@ class Run:
         self.manifest.dataset.rows = published.rows
         self.manifest.dataset.sha256 = published.sha256
         self.manifest.dataset.files = published.files
-        self._warn_of_near_duplicates()
-
-    def _warn_of_near_duplicates(self) -> None:
-        """Questions of one template are near duplicates by their words: more rows lost than kept is no accident."""
-        rows = self.manifest.rows
-        dropped = rows.rejected.get("near_duplicate", 0)
-        self.manifest.warnings = [line for line in self.manifest.warnings if NEAR not in line]
-        if dropped > rows.accepted:
-            self.warn(
-                f"{dropped:,} of {dropped + rows.accepted:,} rows were {NEAR}: where questions share a template, raise "
-                "curate.dedup.near.threshold or leave near out; limbeck replay brings them back for nothing"
-            )
+        kept = [line for line in self.manifest.warnings if not any(words in line for words in OURS)]
+        self.manifest.warnings = kept + advice(published.rows, rejected.reasons)
 
     def describe(self) -> None:
         """Write card, report and manifest as things stand."""

@@ -20,21 +20,21 @@ ODD = ("html", "malformed", "refusal", "blank")  # a paid answer that holds no u
 NAMES = (*BEFORE, *LOST, *ODD)
 
 
-def parse_faults(text: str) -> dict[str, float]:
+def parse_faults(text: str, option: str = "--faults") -> dict[str, float]:
     """`500:0.05,hang:0.01` as shares. `SpecError` for a name or a share that cannot be."""
     faults: dict[str, float] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, _, share = part.partition(":")
         if name not in NAMES:
-            raise SpecError(f"--faults: unknown fault {name!r}", f"known: {', '.join(NAMES)}, each with a share")
+            raise SpecError(f"{option}: unknown fault {name!r}", f"known: {', '.join(NAMES)}, each with a share")
         try:
             faults[name] = float(share)
         except ValueError:
-            raise SpecError(f"--faults: {part!r} has no share", "as in 500:0.05,hang:0.01") from None
+            raise SpecError(f"{option}: {part!r} has no share", "as in 500:0.05,hang:0.01") from None
         if not 0 <= faults[name] <= 1:
-            raise SpecError(f"--faults: {part!r}: a share lies between 0 and 1", "as in 500:0.05,hang:0.01")
+            raise SpecError(f"{option}: {part!r}: a share lies between 0 and 1", "as in 500:0.05,hang:0.01")
     if sum(faults.values()) > 1:
-        raise SpecError("--faults: the shares add up to more than 1", "as in 500:0.05,hang:0.01")
+        raise SpecError(f"{option}: the shares add up to more than 1", "as in 500:0.05,hang:0.01")
     return faults
 
 

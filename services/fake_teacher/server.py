@@ -38,7 +38,8 @@ class Behaviour:
     words: tuple[int, int] = (8, 16)
     hidden: int = 0  # input tokens of a system prompt that is added to every call
     thoughts: tuple[int, int] = (0, 0)  # output tokens beside the answer's, which max_tokens does not cover
-    faults: dict[str, float] = field(default_factory=dict)
+    faults: dict[str, float] = field(default_factory=dict)  # drawn for each request
+    poison: dict[str, float] = field(default_factory=dict)  # drawn from its content, so the same every time
     hang_s: float = 600.0
     status: int = 0
     price: Price = field(default_factory=lambda: Price(0.0, 0.0))
@@ -89,7 +90,8 @@ class FakeTeacher:
             asked = wire.read(json.loads(raw))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             return self._refuse(wire, 400, "invalid_request", 0.0, f"{type(error).__name__}: {error}")
-        fault = drawn(self.behaviour.faults, self._rng)
+        poisoned = drawn(self.behaviour.poison, random.Random(f"{self.behaviour.seed} ".encode() + raw))
+        fault = poisoned or drawn(self.behaviour.faults, self._rng)
         if fault in BEFORE:
             status, code = BEFORE[fault]
             return self._refuse(wire, status, code, 0.05 if status in (429, 503, 529) else 0.0)

@@ -15,10 +15,10 @@ from services.journal.place import Journal
 class Feed:
     """One for a run. It holds the journal's index of earlier starts, so workers and driver stay small."""
 
-    def __init__(self, teachers: Sequence[Teacher], journal: Journal) -> None:
+    def __init__(self, teachers: Sequence[Teacher], journal: Journal, retry_failed: bool = False) -> None:
         self._teachers = tuple(teachers)
         self._models = tuple(teacher.name for teacher in teachers)
-        self._journal = journal
+        self._journal, self._retry_failed = journal, retry_failed
         self._index = JournalIndex(journal.read())
         self._units: Units | None = None
         self._progress = Progress()
@@ -30,7 +30,8 @@ class Feed:
             self._index.close()
             self._index = JournalIndex(self._journal.read())
         fits = functools.partial(_fits, self._teachers)
-        self._units = Units(plan, self._models, self._index.__contains__, fits)
+        failed = (lambda key: False) if self._retry_failed else self._index.is_settled
+        self._units = Units(plan, self._models, self._index.__contains__, fits, failed)
         self._progress = Progress()
 
     async def next_unit(self, worker: str, lane: int, wanted: int) -> tuple[Unit | None, bool]:
@@ -55,6 +56,7 @@ class Feed:
         total.add(self._progress)
         if self._units is not None:
             total.reused = self._units.reused
+            total.failed += self._units.failed
         return total
 
     async def stop(self) -> None:

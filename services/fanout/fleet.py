@@ -50,6 +50,7 @@ class Fleet:
     spent: Totals
     workers_per_lane: int
     tag: str
+    retry_failed: bool = False  # ask again for what a lane could not answer in an earlier start
     _lanes: list[Lane] = field(init=False, default_factory=list)
     _workers: dict[str, tuple[Lane, Any]] = field(init=False, default_factory=dict)
     _cashier: Any = field(init=False, default=None)
@@ -74,7 +75,7 @@ class Fleet:
             if lane.teacher.provider != "embedded":
                 for _ in range(self.workers_per_lane):
                     self._hire(lane)
-        self._feed = ray.remote(Feed).options(**LIGHT).remote(self.teachers, self.journal)
+        self._feed = ray.remote(Feed).options(**LIGHT).remote(self.teachers, self.journal, self.retry_failed)
         if cluster.is_own():
             # Its workers would start it, once they are up themselves; on a cluster only they know the key for certain.
             for lane in self._lanes:
@@ -112,7 +113,11 @@ class Fleet:
         if lane.node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(lane.node, soft=False)
         run = f"{self.journal.root.parent}:{self.tag}"
-        post = Post(name, run, lane.number, lane.teacher, lane.base_url, self._window(lane), self.journal)
+        known = lane.teacher.name in self.spent.models
+        post = Post(
+            name, run, lane.number, lane.teacher, lane.base_url, self._window(lane), self.journal, known,
+            self.retry_failed,
+        )  # fmt: skip
         actor = ray.remote(Worker).options(**options).remote(post, self._cashier if self._banked(lane) else None)
         self._workers[name] = (lane, actor)
 

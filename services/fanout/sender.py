@@ -14,6 +14,7 @@ from schemas.lane import Teacher
 from schemas.money import Amount, Usage
 from services.admission.pool import PERIOD_S, Grant, Report
 from services.fanout.allowance import Allowance
+from services.fanout.breaker import Breaker
 from services.fanout.retry import attempts
 from services.fanout.size import Demand, grown, seen, wild, worst_case
 from services.fanout.units import Progress
@@ -22,8 +23,6 @@ from services.journal.writer import JournalWriter
 from services.ledger.books import Account, Advance, Excess
 from services.teachers.adapter import Adapter, dialect_of
 
-BREAKER = 8  # calls in a row that ran out of attempts: the lane is down, not the calls
-NEVER_RIGHT = 25  # bad requests of a lane that has answered nothing: the spec is wrong, not the calls
 SOONEST_S = 0.05  # between two renewals
 DISK_EVERY_S = 1.0
 LEASELESS_S = 60.0
@@ -56,7 +55,7 @@ class Sender:
 
     def __init__(
         self, teacher: Teacher, adapter: Adapter, journal: JournalWriter, allowance: Allowance, leases: Leases | None,
-        lane: int = 0,
+        lane: int = 0, breaker: Breaker | None = None,
     ) -> None:  # fmt: skip
         self._adapter, self._journal = adapter, journal
         self._allowance, self._leases, self._lane = allowance, leases, lane
@@ -67,8 +66,8 @@ class Sender:
         self.freed = asyncio.Event()  # set when there is room for more calls, or no more are wanted
         self._leased_at: float | None = None
         self._typical: Demand | None = None
-        self._failed_in_a_row = self._bad_in_a_row = 0
-        self._answered_any = self._done = False
+        self._breaker = breaker or Breaker()
+        self._done = False
         self._answers = 0
         self._wild = wild(teacher)
         self._seen = Excess()  # what calls took beyond what could be foreseen, the most of each
@@ -112,7 +111,7 @@ class Sender:
 
     async def run(self, call: Call) -> None:
         """See one call through to an answer or a final failure in the journal; `Stopped` where the worker stops."""
-        key = call_key(self._name, call.content())
+        key, number = call_key(self._name, call.content()), self._breaker.sent()
         first: Reply | None = await self._attempt(call, key)
         assert first is not None
         reply = first
@@ -127,10 +126,9 @@ class Sender:
 
             reply = await attempts(self._rest)(again)
         if reply.verdict.kind is VerdictKind.ANSWERED:
-            self._failed_in_a_row = self._bad_in_a_row = 0
-            self._answered_any = True
+            self._breaker.answered(number)
         else:
-            self._give_up(key, reply)
+            self._give_up(key, number, reply)
 
     async def _rest(self, seconds: float) -> None:
         """Between two attempts; cut short where the worker stops."""
@@ -141,16 +139,16 @@ class Sender:
         finally:
             self._resting -= 1
 
-    def _give_up(self, key: bytes, reply: Reply) -> None:
+    def _give_up(self, key: bytes, number: int, reply: Reply) -> None:
         verdict = reply.verdict
-        self._failed_in_a_row += verdict.kind.retried
-        self._bad_in_a_row += verdict.kind is VerdictKind.BAD_REQUEST
-        down = verdict.kind is VerdictKind.UNREACHABLE or self._failed_in_a_row >= BREAKER
-        hopeless = self._bad_in_a_row >= NEVER_RIGHT and not self._answered_any
-        if verdict.kind.closes_lane or down or hopeless:
+        fault = self._breaker.failed(number, verdict.kind)
+        if fault.opens:
             self._close(verdict)
             raise Stopped
-        meta = {"final": True, "kind": verdict.kind.value, "detail": verdict.detail, "status": reply.status}
+        meta = {
+            "final": True, "kind": verdict.kind.value, "detail": verdict.detail, "status": reply.status,
+            "settled": not fault.lane,
+        }  # fmt: skip
         self._journal.append(Frame(Kind.FAILED, key, os.urandom(16), meta, reply.body))
         self.delta.failed += 1
 

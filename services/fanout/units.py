@@ -54,13 +54,16 @@ class Units:
     `paid` tells whether a call key is in the journal; `models` are the lanes' models, any of which may have answered.
     Calls with the same content are sent once: `reused` counts the others, and rows that an earlier start paid for.
     `fits(lane, call)` says whether a lane's limits can ever let a call through; one that fits no lane is left out.
+    `settled` tells whether an earlier start has given a call up: `failed` counts those.
     """
 
     plan: Plan
     models: Sequence[str]
     paid: Callable[[bytes], bool]
     fits: Callable[[int, Call], bool] = lambda lane, call: True
+    settled: Callable[[bytes], bool] = lambda key: False
     reused: int = 0
+    failed: int = 0
     exhausted: bool = False
     _calls: Iterator[Call] = field(init=False)
     _seen: set[bytes] = field(default_factory=set)
@@ -103,11 +106,14 @@ class Units:
     def _is_new(self, call: Call) -> bool:
         content = call.content()
         # 12 bytes keep the chance of a false match among 10 million calls below 1e-15.
-        mark = content[:12]
-        if mark in self._seen or any(self.paid(call_key(model, content)) for model in self.models):
+        mark, keys = content[:12], [call_key(model, content) for model in self.models]
+        if mark in self._seen or any(map(self.paid, keys)):
             self.reused += 1
             return False
         self._seen.add(mark)
+        if any(map(self.settled, keys)):
+            self.failed += 1
+            return False
         return any(self.fits(lane, call) for lane in range(len(self.models)))
 
     def done(self, worker: str, number: int) -> None:

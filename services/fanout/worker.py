@@ -16,6 +16,7 @@ from services.admission.charging import Charging
 from services.admission.governor import governor_of
 from services.admission.pool import LEASE_S, Grant, Report
 from services.fanout.allowance import Allowance
+from services.fanout.breaker import Breaker
 from services.fanout.sender import End, Sender, Stopped
 from services.fanout.units import Unit
 from services.journal.place import Journal
@@ -30,8 +31,9 @@ log = logging.getLogger(__name__)
 
 
 class Post(NamedTuple):
-    """Where a worker stands: its name (and its segment's), its run, its lane, where an embedded teacher listens, and
-    the calls in flight of a lane that has no governor."""
+    """Where a worker stands: its name (and its segment's), its run, its lane, where an embedded teacher listens, the
+    calls in flight of a lane that has no governor, whether the lane answered an earlier start, and whether it is asked
+    again for what it could not answer."""
 
     name: str
     run: str
@@ -40,6 +42,8 @@ class Post(NamedTuple):
     base_url: str | None
     window: int | None
     journal: Journal
+    has_answered: bool = False
+    retries_failed: bool = False
 
 
 class RayLeases:
@@ -105,6 +109,7 @@ class Worker:
     def __init__(self, post: Post, cashier: Any | None) -> None:
         self._post = post
         self._refusal: LimbeckError | None = None
+        self._breaker = Breaker(post.has_answered, post.retries_failed)
         try:
             self._open_up(post.teacher, cashier)
         except LimbeckError as error:  # told by `run`: of an actor that fails to start Ray keeps no more than a text
@@ -132,8 +137,9 @@ class Worker:
             raise self._refusal
         gc.freeze()  # what is loaded stays: looking through it held every call up for 0.1 s, every few seconds
         sender = Sender(
-            self._post.teacher, self._adapter, self._journal, self._allowance, self._leases, self._post.lane
-        )
+            self._post.teacher, self._adapter, self._journal, self._allowance, self._leases, self._post.lane,
+            self._breaker,
+        )  # fmt: skip
         finished = asyncio.Event()
         helpers = [
             asyncio.create_task(self._report(feed, sender, finished)),

@@ -202,6 +202,14 @@ class JournalIndex:
         """The last word on a call that never got an answer."""
         return self._read(self._failures, key, last=True)
 
+    def is_settled(self, key: bytes) -> bool:
+        """Whether a call failed for good: it was to blame itself, or failed in two starts."""
+        first, last = self._find(self._failures, key), self._find(self._failures, key, last=True)
+        if first is None or last is None or last > first:
+            return first is not None
+        frame = self._read(self._failures, key)
+        return frame is not None and bool(frame.meta.get("settled", True))
+
     def _find(self, entries: Table, key: bytes, last: bool = False) -> int | None:
         # numpy strips trailing NULs on both sides of the comparison, so equality is kept.
         key = key[:MARK]

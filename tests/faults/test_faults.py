@@ -10,7 +10,7 @@ from teacher_server import RunningTeacher, teacher_server
 
 import limbeck
 from schemas.errors import BudgetExhausted, LaneUnusable
-from schemas.job import JobSpec
+from schemas.job import JobSpec, Publish
 from schemas.lane import Limits
 from schemas.manifest import Manifest
 from services.teachers.credentials import credential_id
@@ -55,6 +55,23 @@ def test_all_faults_together_on_two_lanes_of_two_dialects(tmp_path: Path) -> Non
     told = round((manifest.spend.usd - manifest.spend.in_doubt_usd) * 1e6)
     assert abs(told - sum(bill["answered_micro_usd"] for bill in bills)) <= len(bills)
     assert manifest.spend.usd >= sum(bill["usd"] for bill in bills) - 1e-9
+
+
+def test_calls_that_fail_every_time_lose_their_rows_and_are_not_asked_again(tmp_path: Path) -> None:
+    poison = ("--poison", "400:0.1,500:0.02,hang:0.01")
+    with teacher_server("--price", "0.40:1.60", "--hang", "60", "--words", "4:40", *poison) as teacher:
+        job, out = spec(tmp_path, teacher, 400), tmp_path / "run"
+        first = limbeck.run(job, out)
+        lost, asked = first.rows.rejected, teacher.bill()["calls"]
+        assert first.state == "finished" and {"bad_request", "transient", "timeout"} <= set(lost)
+        assert any("limbeck run --retry-failed asks again" in line for line in first.warnings)
+        messages = job.model_copy(update={"publish": Publish(format=["parquet", "messages"])})
+        published = limbeck.run(messages, out)
+        assert (published.rows, published.dataset.sha256) == (first.rows, first.dataset.sha256)
+        assert (teacher.bill()["calls"], published.spend) == (asked, first.spend)
+        again = limbeck.run(messages, out, retry_failed=True)
+        assert again.rows == first.rows
+        assert again.calls.sent == first.calls.sent + lost["bad_request"] + 6 * lost["transient"] + 3 * lost["timeout"]
 
 
 def test_no_quota_left_stops_the_lane_and_the_run_goes_on_when_there_is(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from schemas.call import Call, Message, Reply, Sampling, Verdict, VerdictKind
+from schemas.call import Call, Message, Reply, Sampling, Verdict, VerdictKind, call_key
 from schemas.lane import PriceSpec, Teacher
 from schemas.money import Amount, Usage
 from services.fanout.allowance import Allowance
-from services.fanout.sender import BREAKER, NEVER_RIGHT, End, Sender, Stopped
+from services.fanout.breaker import NEVER_RIGHT
+from services.fanout.sender import End, Sender, Stopped
 from services.fanout.size import worst_case
 from services.journal import writer
 from services.journal.index import JournalIndex
@@ -41,9 +42,9 @@ def refused(kind: VerdictKind, wait: float | None = None) -> Reply:
     return Reply(Verdict(kind, "said so", wait), 400)
 
 
-def sender(folder: Path, adapter: Any, window: int = 4) -> Sender:
+def sender(folder: Path, adapter: Any, window: int = 4, name: str = "000001-1-0000") -> Sender:
     allowance = Allowance("run", "w", {}, None, governed=False, banked=False, window=window)
-    return Sender(LANE, adapter, JournalWriter(folder, "000001-1-0000"), allowance, None)
+    return Sender(LANE, adapter, JournalWriter(folder, name), allowance, None)
 
 
 def calls(count: int) -> list[Call]:
@@ -98,7 +99,21 @@ def test_a_lane_that_has_answered_nothing_but_bad_requests_is_closed(tmp_path: P
     asyncio.run(see_through(work, 100))
     assert work.end is not None and work.end.detail.startswith("bad_request")
     assert adapter.sent <= NEVER_RIGHT + 1 < 100
-    assert BREAKER < NEVER_RIGHT
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_failure_is_settled_where_other_calls_were_answered(tmp_path: Path, answers: bool) -> None:
+    adapter = Played(lambda number: ANSWER if answers and number > 1 else refused(VerdictKind.BAD_REQUEST))
+    work = sender(tmp_path, adapter, window=1)
+    assert asyncio.run(see_through(work, 3)) == 3
+    index = JournalIndex(tmp_path)
+    failed = [key for call in calls(3) if index.failure(key := call_key(LANE.name, call.content()))]
+    # Of two starts that ask it in vain, the second settles it whatever the lane did.
+    assert [index.is_settled(key) for key in failed] == [False] * (1 if answers else 3)
+    again = sender(tmp_path, adapter, name="000002-1-0000")
+    adapter.sent = 0
+    asyncio.run(see_through(again, 1))
+    assert JournalIndex(tmp_path).is_settled(failed[0])
 
 
 def test_a_stop_does_not_wait_for_a_call_that_rests_before_its_next_try(tmp_path: Path) -> None:

@@ -42,6 +42,14 @@ def test_identical_calls_and_calls_that_are_paid_for_are_not_sent() -> None:
     assert units.reused == 4
 
 
+def test_calls_that_were_given_up_are_counted_and_not_sent() -> None:
+    failed = {call_key("m2", call.content()) for call in Numbers([2, 3]).calls()}
+    units = Units(Numbers([1, 2, 3, 4]), ["m1", "m2"], lambda key: False, settled=failed.__contains__)
+    unit = units.next("w")
+    assert unit is not None and rows(unit) == [1, 4]
+    assert (units.reused, units.failed) == (0, 2)
+
+
 @given(st.lists(st.integers(0, 300), max_size=300), st.lists(st.sampled_from(["work", "die", "finish"]), max_size=60))
 def test_every_call_is_answered_once_though_workers_die(numbers: list[int], events: list[str]) -> None:
     units = Units(Numbers(numbers), ["m"], lambda key: False)

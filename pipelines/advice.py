@@ -1,0 +1,34 @@
+"""What a user should know of the rows that a run lost: a line for each loss that is no accident."""
+
+from collections.abc import Mapping
+
+from schemas.call import VerdictKind
+
+UNUSABLE = ("unparsable", "schema_mismatch", "empty_answer", "malformed_answer", "truncated", "refused")
+NEAR, UNUSED, FAILED = "dropped as near duplicates", "answers cannot be used", "rows have no answer from a teacher"
+OURS = (NEAR, UNUSED, FAILED)
+
+
+def advice(accepted: int, rejected: Mapping[str, int]) -> list[str]:
+    """Lines for a run that accepted so many rows and rejected others, by reason."""
+    lines = []
+    if (dropped := rejected.get("near_duplicate", 0)) > accepted:
+        # Questions of one template are near duplicates by their words: more rows lost than kept is no accident.
+        lines.append(
+            f"{dropped:,} of {dropped + accepted:,} rows were {NEAR}: where questions share a template, raise "
+            "curate.dedup.near.threshold or leave near out; limbeck replay brings them back for nothing"
+        )
+    unused = {reason: rejected[reason] for reason in UNUSABLE if rejected.get(reason)}
+    if (count := sum(unused.values())) > accepted:
+        lines.append(
+            f"{count:,} {UNUSED} ({_listed(unused)}): rejected/ and report.html show them as they came; limbeck replay "
+            "reads them again under changed checks for nothing, limbeck run under a changed prompt asks anew"
+        )
+    failed = {kind.value: rejected[kind.value] for kind in VerdictKind if kind.retried and rejected.get(kind.value)}
+    if failed:
+        lines.append(f"{sum(failed.values()):,} {FAILED} ({_listed(failed)}): limbeck run --retry-failed asks again")
+    return lines
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
