@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from limbeck.spec_file import Evaluation, spec_of
 from schemas.errors import SpecError, refused_as_spec
 from schemas.evaluation import EvaluationSpec, JobEvaluation
 from schemas.job import JobSpec
@@ -13,7 +14,7 @@ from services import cluster
 
 
 def evaluate(
-    spec: EvaluationSpec, out: Path, *, address: str | None = None,
+    spec: Evaluation, out: Path | str, *, address: str | None = None,
     watch: Callable[[int, int], None] = lambda judged, of: None, stopping: Callable[[], bool] = lambda: False,
     ready: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -28,6 +29,7 @@ def evaluate(
     from training.examples import check_data
     from training.held_out import held_out_by
 
+    spec = spec_of(spec, EvaluationSpec)
     with refused_as_spec():
         check_data(spec.data, spec.objective)
         check_models(spec)

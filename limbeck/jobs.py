@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from limbeck.evaluation import check_of_job, evaluate_job, is_evaluated
+from limbeck.spec_file import Job, Training, spec_of
 from pipelines.estimate import Estimate, estimate
 from pipelines.harvest import SCHEMAS
 from pipelines.rundir import RunDirectory, differences, locked
@@ -25,7 +26,7 @@ FEW_STEPS = 10  # of which a student can have learned little
 
 
 def run(
-    spec: JobSpec, out: Path, *, address: str | None = None, workers: int = 2,
+    spec: Job, out: Path | str, *, address: str | None = None, workers: int = 2,
     watch: Watch = lambda manifest: None, stopping: Callable[[], bool] = lambda: False,
     ready: Callable[[], None] = lambda: None, retry_failed: bool = False,
 ) -> Manifest:  # fmt: skip
@@ -37,7 +38,7 @@ def run(
     before the first call, and afterwards `BudgetExhausted`, `LaneUnusable`, `Interrupted` or `LimbeckError`; all but
     the last can be resumed.
     """
-    directory = RunDirectory(Path(out))
+    spec, directory = spec_of(spec, JobSpec), RunDirectory(Path(out))
     this = Run(spec, directory, workers, watch, stopping, retry_failed)
     with refused_as_spec():
         this.check(student=0 if spec.train is None else _student_bytes(spec.train))
@@ -91,12 +92,12 @@ def _recorded(this: Run) -> Iterator[None]:
         this.directory.close()
 
 
-def replay(spec: JobSpec, out: Path) -> Manifest:
+def replay(spec: Job, out: Path | str) -> Manifest:
     """Parse, validate, curate and publish the journal of run `out` again under `spec`. Starts no Ray and pays nothing.
 
     Rows whose prompt the journal does not answer are rejected as `unanswered`; a later `run` asks for them.
     """
-    directory = RunDirectory(Path(out))
+    spec, directory = spec_of(spec, JobSpec), RunDirectory(Path(out))
     this = Run(spec, directory)
     with refused_as_spec():
         if directory.earlier() is None:
@@ -111,8 +112,9 @@ def replay(spec: JobSpec, out: Path) -> Manifest:
     return this.manifest
 
 
-def plan(spec: JobSpec) -> Estimate:
+def plan(spec: Job) -> Estimate:
     """Check a job and count its calls, tokens, dollars and hours, lane by lane. Starts nothing and pays nothing."""
+    spec = spec_of(spec, JobSpec)
     with tempfile.TemporaryDirectory() as nowhere:
         this = Run(spec, RunDirectory(Path(nowhere) / "run"))
         with refused_as_spec():
@@ -254,7 +256,7 @@ def _claim(place: Path, made_of: dict[str, Any]) -> None:
 
 
 def train(
-    spec: TrainingSpec, out: Path, *, address: str | None = None,
+    spec: Training, out: Path | str, *, address: str | None = None,
     watch: Callable[[dict[str, Any]], None] = lambda metrics: None,
     stopping: Callable[[], bool] = lambda: False, ready: Callable[[], None] = lambda: None,
     made_of: dict[str, Any] | None = None, keeps: bool = True,
@@ -270,6 +272,7 @@ def train(
     from training.loop import TRAINER, fit, publish
     from training.signals import check_cache
 
+    spec = spec_of(spec, TrainingSpec)
     with refused_as_spec():
         _check_models(spec)
         check_data(spec.data, spec.objective)

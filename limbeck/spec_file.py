@@ -1,5 +1,6 @@
 """Read a spec from YAML, apply `--set` overrides, resolve its paths."""
 
+import copy
 import os
 import re
 from pathlib import Path
@@ -16,6 +17,9 @@ from schemas.lane import Strict
 from schemas.student import TrainingSpec
 
 Spec = TypeVar("Spec", bound=Strict)
+Job = JobSpec | dict[str, Any] | str | Path
+Training = TrainingSpec | dict[str, Any] | str | Path
+Evaluation = EvaluationSpec | dict[str, Any] | str | Path
 PATHS = (("source", "path"), ("prompt", "exemplars"), ("train", "data", "path"), ("train", "data", "run"),
          ("data", "path"), ("data", "run"), ("train", "student", "from"), ("student", "from"),
          ("train", "student"), ("student",), ("train", "teacher"), ("teacher",), ("objective", "lm", "path"),
@@ -154,17 +158,33 @@ def resolve_paths(spec: dict[str, Any], folder: Path) -> None:
 def load_spec(path: Path, model: type[Spec], settings: list[str]) -> Spec:
     """A validated spec. Every problem is a `SpecError` of one line."""
     with refused_as_spec():
-        raw = read_yaml(path)
-        try:
-            for setting in settings:
-                override(raw, setting)
-            require_unicode(raw)
-            resolve_paths(raw, path.absolute().parent)
-            return model.model_validate(raw)
-        except ValidationError as error:
-            raise spec_error(model, error) from None
-        except RecursionError:
-            raise SpecError(f"spec {path}: nested too deeply, or an alias within itself", "write it out") from None
+        return _validated(read_yaml(path), model, settings, path.absolute().parent, f"spec {path}")
+
+
+def spec_of(given: Spec | dict[str, Any] | str | Path, model: type[Spec]) -> Spec:
+    """A spec as a program gives it: validated already, as its keys and values, or as its file's path. `SpecError` as
+    for a file; paths among the values are relative to the current folder."""
+    if isinstance(given, model):
+        return given
+    if isinstance(given, str | Path):
+        return load_spec(Path(given), model, [])
+    with refused_as_spec():
+        if not isinstance(given, dict):
+            raise SpecError(f"spec: a {type(given).__name__}", f"give a file's path, a dict or a {model.__name__}")
+        return _validated(copy.deepcopy(given), model, [], Path.cwd(), "spec")
+
+
+def _validated(raw: dict[str, Any], model: type[Spec], settings: list[str], folder: Path, name: str) -> Spec:
+    try:
+        for setting in settings:
+            override(raw, setting)
+        require_unicode(raw)
+        resolve_paths(raw, folder)
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise spec_error(model, error) from None
+    except RecursionError:
+        raise SpecError(f"{name}: nested too deeply, or an alias within itself", "write it out") from None
 
 
 def load_job(path: Path, settings: list[str]) -> JobSpec:

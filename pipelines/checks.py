@@ -14,8 +14,3 @@ def unusable(row: Row, answer: Answer, validation: Validation, raw: str) -> Reje
     if validation.finished and answer.finish == "length":
         return Rejection(row.id, "answer", "truncated", "cut off at max_tokens", answer.text)
     return None
-
-
-def blank(row: Row, raw: str) -> Rejection:
-    """An answer without text; what the teacher said beside it is kept."""
-    return Rejection(row.id, "answer", "empty_answer", "the answer is blank", raw)

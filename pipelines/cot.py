@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines.checks import blank, unusable
+from pipelines.checks import unusable
 from pipelines.source import Malformed, Row, usable
 from schemas.call import Answer, Call, Message, Sampling
 from schemas.errors import SpecError
@@ -182,9 +182,9 @@ def read_answer(
     label = label_of(parts[1], task, row.choices) if parts else None
     if parts is None or label is None:
         if not validation.keep_unparsable:
-            if not answer.text.strip():
-                return blank(row, raw)
             detail = "no answer marker" if parts is None else "nothing behind the marker fits the task"
+            if not answer.text.strip():
+                return Rejection(row.id, "answer", "unparsable", "the answer is blank", raw)
             return Rejection(row.id, "answer", "unparsable", detail, answer.text)
         # The paper keeps such rows, with a single space for a label.
         parts, label = parts or (" ", ""), " "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from pipelines.answer_schema import misfit
-from pipelines.checks import blank, unusable
+from pipelines.checks import unusable
 from pipelines.source import Malformed, Row, usable
 from schemas.call import Answer, Call, Message, Sampling
 from schemas.errors import SpecError
@@ -166,4 +166,4 @@ def read_answer(
             example_ids=list(row.shown or ()), teacher=teacher, call_key=call_key,
         )  # fmt: skip
     except ValidationError:
-        return blank(row, raw)
+        return Rejection(row.id, "answer", "empty_answer", "the answer is blank", raw)

@@ -20,7 +20,7 @@ from services.journal.index import JournalIndex
 from services.journal.place import Journal
 
 VERSIONS = ("limbeck", "ray", "openai", "pydantic", "pyarrow", "torch", "transformers", "xllamacpp")
-BYTES_A_ROW = 16_000  # journal, staging, dataset and rejected of one row, generously: 4.3 kB a journalled answer
+BYTES_A_ROW = 6_000  # a long answer as a provider sends it, 4.3 kB in the journal, and twice as a row, compressed
 BYTES_A_RUN = 64 * 2**20
 
 

@@ -33,6 +33,7 @@ class Row:
     choices: tuple[str, ...] = ()
     named: bool = True  # False: the source gave no id, so this one is made from the content
     shown: tuple[str, ...] | None = None  # ids of the examples that a teacher had before it when it wrote the row
+    where: str = field(default="", compare=False)  # file and line
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,9 @@ class RowReader:
         try:
             values = parsed(entry)
         except (ValueError, RecursionError) as error:
-            return Malformed(at, "malformed", where, f"not valid JSON: {error}", raw)
+            # Its own words name a line, too: of the row, which has but one.
+            place = f"{error.msg} in column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
+            return Malformed(at, "malformed", where, f"not valid JSON: {place}", raw)
         raw = raw or json.dumps(values, ensure_ascii=False, default=str)
         if isinstance(values, TooManyCells):
             return Malformed(at, "malformed", where, str(values), json.dumps(values.cells, ensure_ascii=False))
@@ -125,6 +128,7 @@ class RowReader:
             gold=None if gold is None else gold if isinstance(gold, str) else json.dumps(gold),
             choices=choices,
             named=values.get(self._id) is not None,
+            where=where,
         )
 
     def _problem(self, values: dict[str, Any]) -> tuple[str, str] | None:
@@ -137,7 +141,8 @@ class RowReader:
         for name in needed:
             if values.get(name) is None:
                 columns = ", ".join(map(str, list(values)[:8]))
-                return "absent_field", f"absent field {name!r} (it has: {columns})"
+                why = "here it is null, or its cell is missing" if name in values else f"it has: {columns}"
+                return "absent_field", f"absent field {name!r} ({why})"
         text, given = values[self._input], values.get(self._id)
         if not isinstance(text, str):
             return "not_text", f"field {self._input!r} is not text: {type(text).__name__}"
@@ -261,7 +266,7 @@ def scan(source: Source) -> Scan:
     if named and fail:
         first = named[0]
         raise SpecError(
-            f"duplicate ids: {twice[first].id!r} stands twice in {source.path} (row {first + 1})"
+            f"duplicate ids: {twice[first].where}: {twice[first].id!r} stood before"
             + (f" and {len(named) - 1} more" if len(named) > 1 else ""),
             "give every row its own id, or set source.on_error: reject to keep the first of each",
         )
@@ -291,8 +296,7 @@ def usable(source: Source, duplicates: frozenset[int]) -> Iterator[Row | Malform
         if position not in duplicates or not isinstance(row, Row):
             yield row
         elif row.named:
-            where = f"{source.path} row {position + 1}"
-            yield Malformed(row.id, "duplicate_id", where, "the id stood before", row.input)
+            yield Malformed(row.id, "duplicate_id", row.where, "the id stood before", row.input)
         else:
             # The same text twice, without ids of its own: two rows, told apart by where they stand.
             yield replace(row, id=f"{row.id}-{position}")

@@ -9,6 +9,7 @@ import pytest
 
 import limbeck
 from limbeck import jobs
+from limbeck.spec_file import spec_of
 from schemas.student import TRAINED_ON, TrainingSpec
 from training.loop import publish
 
@@ -60,3 +61,14 @@ def test_a_student_of_weights_that_were_replaced_is_trained_again(spec: Training
     assert jobs.trained(local, tmp_path) is not None
     (weights / "model.safetensors").write_bytes(b"other weights")
     assert jobs.trained(local, tmp_path) is None
+
+
+def test_a_spec_may_be_a_file_a_dict_or_validated(spec: TrainingSpec, tmp_path: Path) -> None:
+    keys = spec.model_dump(mode="json", by_alias=True, exclude={"objective"})
+    file = tmp_path / "spec.yaml"
+    file.write_text(json.dumps(keys))
+    assert spec_of(keys, TrainingSpec) == spec_of(file, TrainingSpec) == spec_of(str(file), TrainingSpec) == spec
+    with pytest.raises(limbeck.LimbeckError, match="unknown key epoch"):
+        limbeck.train({**keys, "epoch": 3}, tmp_path / "out")
+    with pytest.raises(limbeck.LimbeckError, match="spec: a int"):
+        limbeck.plan(3)  # type: ignore[arg-type]
