@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN := $(or $(RUN),runs/quickstart-$(shell date +%Y%m%d-%H%M%S))
 
-.PHONY: help install demo test test-fast check format bench peers clean
+.PHONY: help install demo test test-fast check format bench bench-students peers clean
 
 help:
 	@echo "make demo       a teacher writes a dataset, a student learns it: no key, no GPU, about 5 minutes"
 	@echo "make test       all tests, about 10 minutes"
 	@echo "make test-fast  tests without Ray, trainings, model servers and kill loops, under a minute"
 	@echo "make check      format, lint, types"
-	@echo "make bench      the numbers of the README"
+	@echo "make bench      the numbers of the README; make bench-students those of trainings"
 	@echo "make peers      install the tools that make bench compares with, each in a venv of its own"
 
 install: $(INSTALLED)
@@ -48,6 +48,12 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/memory.py --demo
 	$(BIN)/python benchmarks/fanout.py
 	$(BIN)/python benchmarks/drill.py
+
+bench-students: $(INSTALLED)
+	$(BIN)/python benchmarks/examples.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/objectives.py
+	$(BIN)/python benchmarks/memory.py --training
 
 peers: $(INSTALLED)
 	for name in curator data_designer distilabel; do \
