@@ -3,8 +3,8 @@
     python benchmarks/training.py [loops] [ray] [--data FILE --fields prompt=question,response=answer] [--repeats 5]
 
 `loops`: one process, each way in turn and round after round: the stock Trainer with its own loss and padding, ours
-unpacked, bucketed and packed. Tokens are those of the rows; padding counts for nothing. `ray`: the same training
-through `limbeck train`, as a share of the step time of the same loop alone.
+unpacked, bucketed and packed. Tokens are those of the rows; padding counts for nothing. `ray`: the median step of the
+same training through `limbeck train`, beside that of the same loop alone.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from schemas.objective import Sft  # noqa: E402
 from schemas.student import TrainingData, TrainingSpec  # noqa: E402
 from training.examples import Pair, stream_examples  # noqa: E402
 from training.rows import TokenRow, rows_for  # noqa: E402
+from training.session import Report  # noqa: E402
 from training.students import Student, load_student, tokenizer_for  # noqa: E402
 from training.trainer import trainer_of  # noqa: E402
 
@@ -109,22 +110,24 @@ def first_pairs(data: TrainingData) -> list[Pair]:
 
 
 def through_ray(data: TrainingData, repeats: int, folder: Path) -> Table:
-    """The same rows and steps alone and through Ray Train; of both the time in the loop alone."""
+    """The same rows and steps alone and through Ray Train; of both the median step."""
     shares: list[float] = []
     rows = folder / "pairs.jsonl"
     rows.write_text("".join(json.dumps({"prompt": p.prompt, "response": p.response}) + "\n" for p in first_pairs(data)))
-    spec = spec_of(TrainingData(path=str(rows)), eval_fraction=1 / ROWS, epochs=2)
+    spec = spec_of(TrainingData(path=str(rows)), eval_fraction=1 / ROWS, epochs=4)
     place = folder / "spec.yaml"
     place.write_text(yaml.safe_dump(spec.model_dump(mode="json", by_alias=True)))
     for number in range(repeats):
         student, made = prepared(spec)
-        alone = sum(len(row.input_ids) for row in made) * spec.epochs / ours(spec, student, made, folder / f"a{number}")
+        (work := folder / f"a{number}" / "work").mkdir(parents=True)
+        report = Report(work, 0.0, 0.0, None)
+        trainer_of(spec, student, None, made[1:], made[:1], folder / f"a{number}", [report]).train()
         out = folder / f"ray-{number}"
         command = [sys.executable, "-m", "limbeck.cli", "train", str(place), "--out", str(out)]
         subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-        inside = json.loads((out / "student" / "metrics.json").read_text())["tokens_per_second"]
-        shares.append(alone / inside - 1)
-        print(f"alone {alone:,.0f}, Ray Train {inside:,.0f} tokens/s", file=sys.stderr, flush=True)
+        alone, inside = report.step_seconds, json.loads((out / "student" / "metrics.json").read_text())["step_seconds"]
+        shares.append(inside / alone - 1)
+        print(f"a step alone {alone:.2f} s, through Ray Train {inside:.2f} s", file=sys.stderr, flush=True)
     table = Table("Ray Train adds to a step", title=f"median of {repeats}")
     table.add_row(f"{100 * statistics.median(shares):.1f} %")
     return table

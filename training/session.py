@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import statistics
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,11 +46,23 @@ class Report(transformers.TrainerCallback):  # type: ignore[misc]
     def __init__(self, work: Path, tokens: float, flops: float, peak: float | None) -> None:
         self._work, self._tokens, self._flops, self._peak = work, tokens, flops, peak
         self._started, self._first, self.passes = 0.0, 0, 1.0
+        self._begun, self._steps = 0.0, array("d")
         self._board: SummaryWriter | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started, self._first = time.monotonic(), state.global_step
         self._board = SummaryWriter(str(self._work.parent / "tensorboard"), purge_step=state.global_step)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._begun = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._steps.append(time.monotonic() - self._begun)
+
+    @property
+    def step_seconds(self) -> float:
+        """The median step of this start: what comes between steps, as a checkpoint, is not counted."""
+        return statistics.median(self._steps) if self._steps else 0.0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         numbers = {name: x for name, x in (logs or {}).items() if isinstance(x, int | float)}
@@ -190,7 +204,8 @@ class Session:
         self._whole = trainer.weights() if spec.sharding else {}
         metrics.update(
             steps=trainer.state.global_step, train_seconds=round(time.monotonic() - started, 3),
-            packed=spec.packing and not samples(spec.objective), **report.speed(trainer.state),
+            packed=spec.packing and not samples(spec.objective), step_seconds=report.step_seconds,
+            **report.speed(trainer.state),
         )  # fmt: skip
         state = trainer.state
         if torch.cuda.is_available():
