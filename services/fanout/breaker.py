@@ -6,7 +6,7 @@ from schemas.call import VerdictKind
 
 IN_A_ROW = 8  # calls that ran out of attempts while no other was answered: the lane is down, not the calls
 NEVER_RIGHT = 25  # bad requests of a lane that has answered nothing: the spec is wrong, not the calls
-BESIDE = 8  # calls before and after one, in the order of sending, that say whether the lane was up
+BESIDE = 8  # calls after one, in the order of sending, that say whether the lane was up
 
 
 class Fault(NamedTuple):
@@ -19,9 +19,9 @@ class Fault(NamedTuple):
 class Breaker:
     """Hears how every call of a lane ended, whatever the number of its attempts.
 
-    A call that fails among answered ones is itself to blame, and says nothing about the lane: its retries may well be
-    all that is left at the end. At an outage those beside it fail, too. They are looked for in the order of sending,
-    since calls that hang are the last to end.
+    A call that fails though later ones were answered is itself to blame, and says nothing about the lane: its retries
+    may well be all that is left at the end. At an outage those after it fail, too. After it in the order of sending,
+    since calls that hang are the last to end; the last calls of all are judged by those before them.
     """
 
     def __init__(self, answered_before: bool = False, patient: bool = False) -> None:
@@ -44,10 +44,14 @@ class Breaker:
         if kind.closes_lane:
             return Fault(True, True)
         if kind.retried:
-            lane = not any(self._answered[max(0, number - BESIDE) : number + BESIDE + 1])
+            lane = not any(self._beside(number))
             self._failed_in_a_row += lane
             down = self._failed_in_a_row >= IN_A_ROW and not self._patient
             return Fault(lane, lane and (kind is VerdictKind.UNREACHABLE or down))
         self._bad_in_a_row += kind is VerdictKind.BAD_REQUEST
         lane = kind is VerdictKind.BAD_REQUEST and not self.has_answered
         return Fault(lane, lane and self._bad_in_a_row >= NEVER_RIGHT)
+
+    def _beside(self, number: int) -> bytearray:
+        after = self._answered[number + 1 : number + 1 + BESIDE]
+        return after + self._answered[max(0, number - BESIDE + len(after)) : number]

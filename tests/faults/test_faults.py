@@ -2,11 +2,12 @@
 books agree with the teacher's bill."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from teacher_server import RunningTeacher, teacher_server
+from teacher_server import RunningTeacher, free_port, teacher_server
 
 import limbeck
 from schemas.errors import BudgetExhausted, LaneUnusable
@@ -72,6 +73,27 @@ def test_calls_that_fail_every_time_lose_their_rows_and_are_not_asked_again(tmp_
         again = limbeck.run(messages, out, retry_failed=True)
         assert again.rows == first.rows
         assert again.calls.sent == first.calls.sent + lost["bad_request"] + 6 * lost["transient"] + 3 * lost["timeout"]
+
+
+@pytest.mark.parametrize("instead", [None, "500"], ids=["gone", "broken"])
+def test_a_teacher_that_is_down_for_a_while_costs_no_row(instead: str | None, tmp_path: Path) -> None:
+    port = ("--port", str(free_port()))
+    with ExitStack() as server:
+        job = spec(tmp_path, server.enter_context(teacher_server(*port, "--latency", "0.1")), 600)
+
+        def watch(manifest: Manifest) -> None:
+            if manifest.calls.answered >= 100 and len(down) == 0:
+                server.close()
+                down.append(server.enter_context(teacher_server(*port, "--status", instead)) if instead else None)
+
+        down: list[object] = []
+        with pytest.raises(LaneUnusable):
+            limbeck.run(job, tmp_path / "run", watch=watch)
+    with teacher_server(*port) as teacher:
+        manifest = limbeck.run(job, tmp_path / "run")
+        asked = teacher.bill()
+    assert (manifest.rows.accepted, manifest.rows.rejected) == (600, {})
+    assert asked["calls"] <= 500 and asked["repeated"] == 0
 
 
 def test_no_quota_left_stops_the_lane_and_the_run_goes_on_when_there_is(tmp_path: Path) -> None:

@@ -31,8 +31,12 @@ def test_calls_that_fail_among_answered_ones_never_close_a_lane(kind: VerdictKin
 
 def test_a_lane_that_answers_nothing_any_more_is_given_up() -> None:
     faults = ended([True] * 100 + [False] * 40)
-    assert faults[:BESIDE] == [ITS_OWN] * BESIDE  # beside the last answers: nobody can tell
-    assert faults[BESIDE : BESIDE + IN_A_ROW] == [Fault(True, False)] * (IN_A_ROW - 1) + [Fault(True, True)]
+    assert faults[:IN_A_ROW] == [Fault(True, False)] * (IN_A_ROW - 1) + [Fault(True, True)]
+    assert all(fault.lane for fault in faults)  # so that the next start asks all of them again
+
+
+def test_the_last_calls_of_all_are_judged_by_those_before_them() -> None:
+    assert ended([True] * 100 + [False] * (BESIDE - 1)) == [ITS_OWN] * (BESIDE - 1)
 
 
 def test_the_first_call_that_does_not_even_leave_closes_a_lane_that_answers_nothing() -> None:
@@ -61,4 +65,6 @@ def test_bad_requests_close_a_lane_that_has_never_answered() -> None:
 def test_whoever_is_spared_stood_beside_an_answer(fates: list[bool]) -> None:
     failed = [number for number, fate in enumerate(fates) if not fate]
     for number, fault in zip(failed, ended(fates), strict=True):
-        assert fault.lane == (not any(fates[max(0, number - BESIDE) : number + BESIDE + 1]))
+        after = fates[number + 1 : number + 1 + BESIDE]
+        before = fates[max(0, number - BESIDE + len(after)) : number]
+        assert fault.lane == (not any(after + before)) and len(after + before) <= BESIDE
