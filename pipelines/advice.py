@@ -4,13 +4,15 @@ from collections.abc import Mapping
 
 from schemas.call import VerdictKind
 
+FINAL = {kind for kind in VerdictKind if kind.retried} | {VerdictKind.BAD_REQUEST}
 UNUSABLE = ("unparsable", "schema_mismatch", "empty_answer", "malformed_answer", "truncated", "refused")
 NEAR, UNUSED, FAILED = "dropped as near duplicates", "answers cannot be used", "rows have no answer from a teacher"
 OURS = (NEAR, UNUSED, FAILED)
 
 
-def advice(accepted: int, rejected: Mapping[str, int]) -> list[str]:
-    """Lines for a run that accepted so many rows and rejected others, by reason."""
+def advice(accepted: int, rejected: Mapping[str, int], still_open: int = 0) -> list[str]:
+    """Lines for a run that accepted so many rows and rejected others, by reason; of those whose calls failed so many
+    are `still_open`."""
     lines = []
     if (dropped := rejected.get("near_duplicate", 0)) > accepted:
         # Questions of one template are near duplicates by their words: more rows lost than kept is no accident.
@@ -24,9 +26,10 @@ def advice(accepted: int, rejected: Mapping[str, int]) -> list[str]:
             f"{count:,} {UNUSED} ({_listed(unused)}): rejected/ and report.html show them as they came; limbeck replay "
             "reads them again under changed checks for nothing, limbeck run under a changed prompt asks anew"
         )
-    failed = {kind.value: rejected[kind.value] for kind in VerdictKind if kind.retried and rejected.get(kind.value)}
+    failed = {kind.value: rejected[kind.value] for kind in VerdictKind if kind in FINAL and rejected.get(kind.value)}
     if failed:
-        lines.append(f"{sum(failed.values()):,} {FAILED} ({_listed(failed)}): limbeck run --retry-failed asks again")
+        again = f"the same command asks {still_open:,} of them again, " if still_open else ""
+        lines.append(f"{sum(failed.values()):,} {FAILED} ({_listed(failed)}): {again}--retry-failed asks all of them")
     return lines
 
 

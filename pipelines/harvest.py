@@ -77,6 +77,7 @@ class Rejections:
 
     writer: RowWriter
     reasons: Counter[str] = field(default_factory=Counter)
+    open: int = 0  # of calls that the next start asks again
 
     def add(self, rejection: Rejection) -> None:
         self.reasons[rejection.reason] += 1
@@ -122,9 +123,9 @@ class Answers:
         return any(call_key(model, content) in self.index for model in self.models)
 
     def has_failed(self, call: Call) -> bool:
-        """Whether a call was given up, so that it is not asked again unless that is wished."""
+        """Whether every lane has given a call up, so that it is not asked again unless that is wished."""
         content = call.content()
-        return any(self.index.is_settled(call_key(model, content)) for model in self.models)
+        return all(self.index.is_settled(call_key(model, content)) for model in self.models)
 
     def failure(self, call: Call) -> Any | None:
         """The last failure of a call that no lane answered."""
@@ -151,7 +152,12 @@ def harvest(
             rejected.add(Rejection(row.id, "source", row.reason, f"{row.where}: {row.detail}", row.raw))
             continue
         call = plan.call(row)
-        outcome = _outcome(call, row, answers, read) or missing(row, call)
+        outcome = _outcome(call, row, answers, read)
+        if outcome is None and (failure := answers.failure(call)):
+            detail, raw = failure.meta["detail"], readable(failure.body)
+            outcome = Rejection(row.id, "teacher", failure.meta["kind"], detail, raw)
+            rejected.open += not answers.has_failed(call)
+        outcome = outcome or missing(row, call)
         if outcome is None:
             pending += 1
         elif isinstance(outcome, Rejection):
@@ -163,13 +169,10 @@ def harvest(
 
 def _outcome(call: Call, row: Row, answers: Answers, read: Read) -> Record | Rejection | None:
     found = answers.frame(call)
-    if found is not None:
-        frame, teacher, key = found
-        return read(row, decode(frame.meta["dialect"], frame.body), teacher, key, readable(frame.body))
-    failure = answers.failure(call)
-    if failure is None:
+    if found is None:
         return None
-    return Rejection(row.id, "teacher", failure.meta["kind"], failure.meta["detail"], readable(failure.body))
+    frame, teacher, key = found
+    return read(row, decode(frame.meta["dialect"], frame.body), teacher, key, readable(frame.body))
 
 
 def texts(path: Path, columns: Sequence[str]) -> Iterator[str]:

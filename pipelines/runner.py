@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipelines import cot, instruct
-from pipelines.advice import OURS, advice
+from pipelines.advice import FINAL, OURS, advice
 from pipelines.answer_schema import check_schema
 from pipelines.card import card
 from pipelines.curate import curate
@@ -117,7 +117,10 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether an earlier start has published the dataset of just this spec."""
-        whole = "unanswered" not in self.manifest.rows.rejected
+        rejected = self.manifest.rows.rejected
+        asked = {t.name for t in self._earlier.teachers} if self._earlier else set()
+        whole = "unanswered" not in rejected and not self.manifest.calls.open
+        whole = whole and not (rejected.keys() & FINAL and {t.name for t in self.spec.teachers} - asked)
         same = self._earlier is not None and published_part(self._earlier) == published_part(self.spec)
         there = all((self.directory.root / name).is_file() for name in self.manifest.dataset.files)
         done = self.manifest.state == "finished" and self._same_source and not self._changes
@@ -450,7 +453,8 @@ class Run:
         self.manifest.dataset.sha256 = published.sha256
         self.manifest.dataset.files = published.files
         kept = [line for line in self.manifest.warnings if not any(words in line for words in OURS)]
-        self.manifest.warnings = kept + advice(published.rows, rejected.reasons)
+        self.manifest.calls.open = rejected.open
+        self.manifest.warnings = kept + advice(published.rows, rejected.reasons, rejected.open)
 
     def describe(self) -> None:
         """Write card, report and manifest as things stand."""

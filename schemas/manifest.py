@@ -25,13 +25,15 @@ class Rows(_Part):
 
 class Calls(_Part):
     """`sent` counts attempts, `retried` those of them that were repeats, `reused` rows that cost no call. Of the calls
-    that the current stage takes, `of`, so many are `done`: answered, reused or given up."""
+    that the current stage takes, `of`, so many are `done`: answered, reused or given up. `open` failed while their lane
+    answered nothing, or were never asked of one of the lanes: the next start asks them again."""
 
     sent: int = 0
     answered: int = 0
     reused: int = 0
     retried: int = 0
     failed: int = 0
+    open: int = 0
     done: int = 0
     of: int = 0
     per_second: float = 0.0  # answers of the last start over the time that its fan-out took

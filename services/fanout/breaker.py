@@ -4,31 +4,35 @@ from typing import NamedTuple
 
 from schemas.call import VerdictKind
 
-IN_A_ROW = 8  # calls that ran out of attempts while no other was answered: the lane is down, not the calls
+IN_A_ROW = 8  # calls that ran out of attempts, may be paid for, and while none is answered: the lane is down
+FREE_IN_A_ROW = 32  # that cost nothing, of a lane that has answered: the more are tried, the likelier one tells
 NEVER_RIGHT = 25  # bad requests of a lane that has answered nothing: the spec is wrong, not the calls
-BESIDE = 8  # calls after one, in the order of sending, that say whether the lane was up
+AFTER = 8  # calls after one, in the order of sending, that say whether the lane was up
+ENOUGH = 4  # of those that were answered
+NEVER_ITS_OWN = (
+    VerdictKind.RATE_LIMITED, VerdictKind.RAMP_LIMITED, VerdictKind.OVERLOADED, VerdictKind.UNREACHABLE,
+)  # fmt: skip
 
 
 class Fault(NamedTuple):
-    """lane: nothing says that the call is to blame, so a later start asks it again; opens: the lane can be given up."""
+    """settled: the call is to blame, and later starts leave it; opens: the lane can be given up."""
 
-    lane: bool
+    settled: bool
     opens: bool
 
 
 class Breaker:
     """Hears how every call of a lane ended, whatever the number of its attempts.
 
-    A call that fails though later ones were answered is itself to blame, and says nothing about the lane: its retries
-    may well be all that is left at the end. At an outage those after it fail, too. After it in the order of sending,
-    since calls that hang are the last to end; the last calls of all are judged by those before them.
+    A call that fails though those sent after it were answered is itself to blame, and says nothing about the lane: its
+    retries may well be all that is left at the end. At an outage those after it fail, too. Where nothing was sent after
+    it nobody can tell, and it stays open for the next start.
     """
 
-    def __init__(self, answered_before: bool = False, patient: bool = False) -> None:
-        """patient: calls are known to fail, as where those of an earlier start are asked again."""
-        self.has_answered, self._patient = answered_before, patient
+    def __init__(self, answered_before: bool = False) -> None:
+        self.has_answered = answered_before
         self._answered = bytearray()  # by number of call
-        self._failed_in_a_row = self._bad_in_a_row = 0
+        self._in_a_row = self._known_in_a_row = self._bad_in_a_row = 0
 
     def sent(self) -> int:
         """A call leaves for the first time; its number."""
@@ -37,21 +41,25 @@ class Breaker:
 
     def answered(self, number: int) -> None:
         self._answered[number] = self.has_answered = True
-        self._failed_in_a_row = self._bad_in_a_row = 0
+        self._in_a_row = self._known_in_a_row = self._bad_in_a_row = 0
 
-    def failed(self, number: int, kind: VerdictKind) -> Fault:
-        """A call is given up."""
-        if kind.closes_lane:
-            return Fault(True, True)
+    def failed(self, number: int, kind: VerdictKind, known: bool = False) -> Fault:
+        """A call is given up. known: it failed in an earlier start, too, so that it tells little about the lane."""
+        if kind.closes_lane or kind is VerdictKind.UNREACHABLE:
+            return Fault(False, True)
         if kind.retried:
-            lane = not any(self._beside(number))
-            self._failed_in_a_row += lane
-            down = self._failed_in_a_row >= IN_A_ROW and not self._patient
-            return Fault(lane, lane and (kind is VerdictKind.UNREACHABLE or down))
-        self._bad_in_a_row += kind is VerdictKind.BAD_REQUEST
-        lane = kind is VerdictKind.BAD_REQUEST and not self.has_answered
-        return Fault(lane, lane and self._bad_in_a_row >= NEVER_RIGHT)
+            return self._ran_out(number, kind, known)
+        settled = kind is not VerdictKind.BAD_REQUEST or self.has_answered
+        self._bad_in_a_row += not settled and not known
+        return Fault(settled, self._bad_in_a_row >= NEVER_RIGHT)
 
-    def _beside(self, number: int) -> bytearray:
-        after = self._answered[number + 1 : number + 1 + BESIDE]
-        return after + self._answered[max(0, number - BESIDE + len(after)) : number]
+    def _ran_out(self, number: int, kind: VerdictKind, known: bool) -> Fault:
+        after = self._answered[number + 1 : number + 1 + AFTER]
+        if kind not in NEVER_ITS_OWN and sum(after) >= ENOUGH:
+            return Fault(True, False)
+        if not known:
+            self._in_a_row += 1
+            patient = self.has_answered and not kind.may_be_paid
+            return Fault(False, self._in_a_row >= (FREE_IN_A_ROW if patient else IN_A_ROW))
+        self._known_in_a_row += kind.may_be_paid
+        return Fault(False, self._known_in_a_row >= FREE_IN_A_ROW)

@@ -30,8 +30,8 @@ class Feed:
             self._index.close()
             self._index = JournalIndex(self._journal.read())
         fits = functools.partial(_fits, self._teachers)
-        failed = (lambda key: False) if self._retry_failed else self._index.is_settled
-        self._units = Units(plan, self._models, self._index.__contains__, fits, failed)
+        settled = (lambda key: False) if self._retry_failed else self._index.is_settled
+        self._units = Units(plan, self._models, self._index.__contains__, fits, settled, self._index.has_failed)
         self._progress = Progress()
 
     async def next_unit(self, worker: str, lane: int, wanted: int) -> tuple[Unit | None, bool]:
@@ -49,6 +49,11 @@ class Feed:
         for number in done:
             self._units.done(worker, number)
         return self._stop
+
+    async def doubt(self, worker: str, call: Call) -> None:
+        """A call failed, and the worker's lane may be to blame: another one gets it where that lane closes."""
+        assert self._units is not None
+        self._units.doubt(worker, call)
 
     async def progress(self) -> Progress:
         """The sum of all reports for the current plan."""

@@ -114,10 +114,7 @@ class Fleet:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(lane.node, soft=False)
         run = f"{self.journal.root.parent}:{self.tag}"
         known = lane.teacher.name in self.spent.models
-        post = Post(
-            name, run, lane.number, lane.teacher, lane.base_url, self._window(lane), self.journal, known,
-            self.retry_failed,
-        )  # fmt: skip
+        post = Post(name, run, lane.number, lane.teacher, lane.base_url, self._window(lane), self.journal, known)
         actor = ray.remote(Worker).options(**options).remote(post, self._cashier if self._banked(lane) else None)
         self._workers[name] = (lane, actor)
 

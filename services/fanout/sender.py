@@ -109,8 +109,9 @@ class Sender:
             for event in (self._need, self._ended, self.freed):
                 event.set()
 
-    async def run(self, call: Call) -> None:
-        """See one call through to an answer or a final failure in the journal; `Stopped` where the worker stops."""
+    async def run(self, call: Call, known: bool = False) -> bool:
+        """See one call through to an answer or a final failure in the journal; `Stopped` where the worker stops. False
+        where the lane may be to blame for a failure. known: the call failed in an earlier start."""
         key, number = call_key(self._name, call.content()), self._breaker.sent()
         first: Reply | None = await self._attempt(call, key)
         assert first is not None
@@ -127,8 +128,8 @@ class Sender:
             reply = await attempts(self._rest)(again)
         if reply.verdict.kind is VerdictKind.ANSWERED:
             self._breaker.answered(number)
-        else:
-            self._give_up(key, number, reply)
+            return True
+        return self._give_up(key, number, reply, known)
 
     async def _rest(self, seconds: float) -> None:
         """Between two attempts; cut short where the worker stops."""
@@ -139,18 +140,19 @@ class Sender:
         finally:
             self._resting -= 1
 
-    def _give_up(self, key: bytes, number: int, reply: Reply) -> None:
+    def _give_up(self, key: bytes, number: int, reply: Reply, known: bool) -> bool:
         verdict = reply.verdict
-        fault = self._breaker.failed(number, verdict.kind)
+        fault = self._breaker.failed(number, verdict.kind, known)
         if fault.opens:
             self._close(verdict)
             raise Stopped
         meta = {
             "final": True, "kind": verdict.kind.value, "detail": verdict.detail, "status": reply.status,
-            "settled": not fault.lane,
+            "settled": fault.settled,
         }  # fmt: skip
         self._journal.append(Frame(Kind.FAILED, key, os.urandom(16), meta, reply.body))
         self.delta.failed += 1
+        return fault.settled
 
     def _close(self, verdict: Verdict) -> None:
         """No call of this lane can succeed."""

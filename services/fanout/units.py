@@ -19,10 +19,11 @@ class Plan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Calls that one worker runs with asyncio inside."""
+    """Calls that one worker runs with asyncio inside; `known` are those that its lane failed to answer before."""
 
     number: int
     calls: tuple[Call, ...]
+    known: tuple[bool, ...]
 
 
 @dataclass(slots=True)
@@ -54,7 +55,8 @@ class Units:
     `paid` tells whether a call key is in the journal; `models` are the lanes' models, any of which may have answered.
     Calls with the same content are sent once: `reused` counts the others, and rows that an earlier start paid for.
     `fits(lane, call)` says whether a lane's limits can ever let a call through; one that fits no lane is left out.
-    `settled` tells whether an earlier start has given a call up: `failed` counts those.
+    `settled` tells whether a model has given a call up in an earlier start, `has_failed` whether it failed to answer
+    it, for whatever reason. Calls that no lane is left for are counted by `failed`.
     """
 
     plan: Plan
@@ -62,6 +64,7 @@ class Units:
     paid: Callable[[bytes], bool]
     fits: Callable[[int, Call], bool] = lambda lane, call: True
     settled: Callable[[bytes], bool] = lambda key: False
+    has_failed: Callable[[bytes], bool] = lambda key: False
     reused: int = 0
     failed: int = 0
     exhausted: bool = False
@@ -69,6 +72,7 @@ class Units:
     _seen: set[bytes] = field(default_factory=set)
     _returned: deque[Call] = field(default_factory=deque)
     _held: dict[str, dict[int, Unit]] = field(default_factory=dict)
+    _doubtful: dict[str, list[Call]] = field(default_factory=dict)
     _cut: int = 0
 
     def __post_init__(self) -> None:
@@ -85,11 +89,12 @@ class Units:
             if call is None:
                 self.exhausted = True
             elif self._is_new(call):
-                (batch if self.fits(lane, call) else self._returned).append(call)
+                (batch if self._takes(lane, call) else self._returned).append(call)
         if not batch:
             return None
         self._cut += 1
-        unit = Unit(self._cut, tuple(batch))
+        known = (self.has_failed(call_key(self.models[lane], call.content())) for call in batch)
+        unit = Unit(self._cut, tuple(batch), tuple(known))
         self._held.setdefault(worker, {})[unit.number] = unit
         return unit
 
@@ -100,8 +105,11 @@ class Units:
             if len(batch) >= size:
                 break
             call = self._returned.popleft()
-            (batch if self.fits(lane, call) else self._returned).append(call)
+            (batch if self._takes(lane, call) else self._returned).append(call)
         return batch
+
+    def _takes(self, lane: int, call: Call) -> bool:
+        return self.fits(lane, call) and not self.settled(call_key(self.models[lane], call.content()))
 
     def _is_new(self, call: Call) -> bool:
         content = call.content()
@@ -111,17 +119,22 @@ class Units:
             self.reused += 1
             return False
         self._seen.add(mark)
-        if any(map(self.settled, keys)):
-            self.failed += 1
-            return False
-        return any(self.fits(lane, call) for lane in range(len(self.models)))
+        fitting = [key for lane, key in enumerate(keys) if self.fits(lane, call)]
+        left = any(not self.settled(key) for key in fitting)
+        self.failed += bool(fitting) and not left
+        return left
 
     def done(self, worker: str, number: int) -> None:
         self._held.get(worker, {}).pop(number, None)
 
+    def doubt(self, worker: str, call: Call) -> None:
+        """A call that was seen through failed, perhaps through no fault of its own: kept in case its worker closes."""
+        self._doubtful.setdefault(worker, []).append(call)
+
     def bury(self, worker: str, answered: Callable[[bytes], bool]) -> int:
-        """Take back what a dead worker held, less what its journal segment holds; the number of calls returned."""
-        lost = [
+        """Take back what a dead worker held, less what its journal segment holds, and what it may have failed for
+        reasons of its own; the number of calls returned."""
+        lost = self._doubtful.pop(worker, []) + [
             call
             for unit in self._held.pop(worker, {}).values()
             for call in unit.calls

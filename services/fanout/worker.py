@@ -32,8 +32,7 @@ log = logging.getLogger(__name__)
 
 class Post(NamedTuple):
     """Where a worker stands: its name (and its segment's), its run, its lane, where an embedded teacher listens, the
-    calls in flight of a lane that has no governor, whether the lane answered an earlier start, and whether it is asked
-    again for what it could not answer."""
+    calls in flight of a lane that has no governor, and whether the lane answered an earlier start."""
 
     name: str
     run: str
@@ -43,7 +42,6 @@ class Post(NamedTuple):
     window: int | None
     journal: Journal
     has_answered: bool = False
-    retries_failed: bool = False
 
 
 class RayLeases:
@@ -109,7 +107,7 @@ class Worker:
     def __init__(self, post: Post, cashier: Any | None) -> None:
         self._post = post
         self._refusal: LimbeckError | None = None
-        self._breaker = Breaker(post.has_answered, post.retries_failed)
+        self._breaker = Breaker(post.has_answered)
         try:
             self._open_up(post.teacher, cashier)
         except LimbeckError as error:  # told by `run`: of an actor that fails to start Ray keeps no more than a text
@@ -179,16 +177,17 @@ class Worker:
                 if finished:
                     return
                 await asyncio.sleep(IDLE_S)  # other lanes have to take what does not fit this one
-            for call in unit.calls if unit else ():
-                task = asyncio.create_task(self._see_through(sender, call, unit, feed))
+            for call, known in zip(unit.calls, unit.known, strict=True) if unit else ():
+                task = asyncio.create_task(self._see_through(sender, call, known, unit, feed))
                 tasks.add(task)
                 task.add_done_callback(ended)
             if unit:
                 self._open[unit.number] = len(unit.calls)
 
-    async def _see_through(self, sender: Sender, call: Any, unit: Unit, feed: Any) -> None:
+    async def _see_through(self, sender: Sender, call: Any, known: bool, unit: Unit, feed: Any) -> None:
         try:
-            await sender.run(call)
+            if not await sender.run(call, known):
+                await feed.doubt.remote(self._post.name, call)
         except Stopped:
             return
         except Exception as error:

@@ -202,13 +202,17 @@ class JournalIndex:
         """The last word on a call that never got an answer."""
         return self._read(self._failures, key, last=True)
 
+    def has_failed(self, key: bytes) -> bool:
+        """Whether a call ran out of attempts, for whatever reason."""
+        return self._find(self._failures, key) is not None
+
     def is_settled(self, key: bytes) -> bool:
-        """Whether a call failed for good: it was to blame itself, or failed in two starts."""
+        """Whether a call failed for good: it was itself to blame."""
         first, last = self._find(self._failures, key), self._find(self._failures, key, last=True)
-        if first is None or last is None or last > first:
-            return first is not None
-        frame = self._read(self._failures, key)
-        return frame is not None and bool(frame.meta.get("settled", True))
+        if first is None or last is None:
+            return False
+        frames = (self._frame(self._failures, at) for at in range(first, last + 1))
+        return any(frame.meta.get("settled", True) for frame in frames)
 
     def _find(self, entries: Table, key: bytes, last: bool = False) -> int | None:
         # numpy strips trailing NULs on both sides of the comparison, so equality is kept.
@@ -220,8 +224,9 @@ class JournalIndex:
 
     def _read(self, entries: Table, key: bytes, last: bool = False) -> Frame | None:
         at = self._find(entries, key, last)
-        if at is None:
-            return None
+        return None if at is None else self._frame(entries, at)
+
+    def _frame(self, entries: Table, at: int) -> Frame:
         segment, offset = int(entries["segment"][at]), int(entries["offset"][at])
         if segment not in self._files:
             self._files[segment] = os.open(self.segments[segment], os.O_RDONLY | os.O_CLOEXEC)

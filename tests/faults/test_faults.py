@@ -65,7 +65,7 @@ def test_calls_that_fail_every_time_lose_their_rows_and_are_not_asked_again(tmp_
         first = limbeck.run(job, out)
         lost, asked = first.rows.rejected, teacher.bill()["calls"]
         assert first.state == "finished" and {"bad_request", "transient", "timeout"} <= set(lost)
-        assert any("limbeck run --retry-failed asks again" in line for line in first.warnings)
+        assert any("--retry-failed asks all of them" in line for line in first.warnings)
         messages = job.model_copy(update={"publish": Publish(format=["parquet", "messages"])})
         published = limbeck.run(messages, out)
         assert (published.rows, published.dataset.sha256) == (first.rows, first.dataset.sha256)
@@ -94,6 +94,34 @@ def test_a_teacher_that_is_down_for_a_while_costs_no_row(instead: str | None, tm
         asked = teacher.bill()
     assert (manifest.rows.accepted, manifest.rows.rejected) == (600, {})
     assert asked["calls"] <= 500 and asked["repeated"] == 0
+
+
+def test_what_a_broken_teacher_fails_another_one_answers(tmp_path: Path) -> None:
+    with teacher_server("--status", "500") as broken, teacher_server("--latency", "0.2") as sound:
+        job = spec(tmp_path, sound, 120)
+        lanes = [spec(tmp_path, broken, 120).teachers[0].model_copy(update={"model": "broken"}), job.teachers[0]]
+        limited = [lane.model_copy(update={"limits": Limits(concurrency=8)}) for lane in lanes]
+        manifest = limbeck.run(job.model_copy(update={"teachers": limited}), tmp_path / "run")
+    assert (manifest.rows.accepted, manifest.rows.rejected) == (120, {})
+
+
+def test_rows_that_fail_side_by_side_and_last_keep_no_run_from_its_end(tmp_path: Path) -> None:
+    with teacher_server() as teacher:
+        job = spec(tmp_path, teacher, 60)
+        lane = job.teachers[0].model_copy(update={"limits": Limits(concurrency=8)})
+        job = job.model_copy(update={"teachers": [lane]})
+        whole = Path(job.source.path).read_text()
+        Path(job.source.path).write_text("".join(whole.splitlines(keepends=True)[:40]))
+        limbeck.run(job, tmp_path / "run")
+    Path(job.source.path).write_text(whole)  # twenty rows more, none of which is ever answered
+    with teacher_server("--status", "500") as broken:
+        job = job.model_copy(update={"teachers": [lane.model_copy(update={"base_url": broken.base_url})]})
+        first = limbeck.run(job, tmp_path / "run")
+        assert (first.state, first.rows.rejected, first.calls.open) == ("finished", {"transient": 20}, 20)
+        assert any("the same command asks 20 of them again" in line for line in first.warnings)
+    with teacher_server() as teacher:
+        job = job.model_copy(update={"teachers": [lane.model_copy(update={"base_url": teacher.base_url})]})
+        assert limbeck.run(job, tmp_path / "run").rows.accepted == 60
 
 
 def test_no_quota_left_stops_the_lane_and_the_run_goes_on_when_there_is(tmp_path: Path) -> None:

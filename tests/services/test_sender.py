@@ -54,8 +54,8 @@ def calls(count: int) -> list[Call]:
 async def see_through(work: Sender, count: int) -> int:
     """Run calls side by side; how many were seen through."""
     done = await asyncio.gather(*(work.run(call) for call in calls(count)), return_exceptions=True)
-    assert all(d is None or isinstance(d, Stopped) for d in done)
-    return sum(d is None for d in done)
+    assert all(isinstance(d, bool | Stopped) for d in done)
+    return sum(isinstance(d, bool) for d in done)
 
 
 @pytest.mark.parametrize("kind", [VerdictKind.AUTH, VerdictKind.OUT_OF_MONEY, VerdictKind.MISDIRECTED])
@@ -101,19 +101,25 @@ def test_a_lane_that_has_answered_nothing_but_bad_requests_is_closed(tmp_path: P
     assert adapter.sent <= NEVER_RIGHT + 1 < 100
 
 
-@pytest.mark.parametrize("answers", [True, False])
-def test_a_failure_is_settled_where_other_calls_were_answered(tmp_path: Path, answers: bool) -> None:
-    adapter = Played(lambda number: ANSWER if answers and number > 1 else refused(VerdictKind.BAD_REQUEST))
-    work = sender(tmp_path, adapter, window=1)
-    assert asyncio.run(see_through(work, 3)) == 3
+def failed_keys(folder: Path, count: int) -> list[bytes]:
+    index = JournalIndex(folder)
+    keys = [call_key(LANE.name, call.content()) for call in calls(count)]
+    return [key for key in keys if index.has_failed(key)]
+
+
+def test_however_often_a_lane_that_answers_nothing_is_asked_no_call_is_settled(tmp_path: Path) -> None:
+    for start in (1, 2, 3):
+        work = sender(tmp_path, Played(lambda number: refused(VerdictKind.BAD_REQUEST)), name=f"00000{start}-1-0000")
+        assert asyncio.run(see_through(work, 5)) == 5
     index = JournalIndex(tmp_path)
-    failed = [key for call in calls(3) if index.failure(key := call_key(LANE.name, call.content()))]
-    # Of two starts that ask it in vain, the second settles it whatever the lane did.
-    assert [index.is_settled(key) for key in failed] == [False] * (1 if answers else 3)
-    again = sender(tmp_path, adapter, name="000002-1-0000")
-    adapter.sent = 0
-    asyncio.run(see_through(again, 1))
-    assert JournalIndex(tmp_path).is_settled(failed[0])
+    assert [index.is_settled(key) for key in failed_keys(tmp_path, 5)] == [False] * 5
+
+
+def test_a_bad_request_to_a_lane_that_answers_is_settled(tmp_path: Path) -> None:
+    adapter = Played(lambda number: refused(VerdictKind.BAD_REQUEST) if number == 3 else ANSWER)
+    assert asyncio.run(see_through(sender(tmp_path, adapter, window=1), 5)) == 5
+    (key,) = failed_keys(tmp_path, 5)
+    assert JournalIndex(tmp_path).is_settled(key)
 
 
 def test_a_stop_does_not_wait_for_a_call_that_rests_before_its_next_try(tmp_path: Path) -> None:
@@ -256,7 +262,7 @@ def test_a_call_that_is_dearer_than_what_is_left_does_not_hold_up_the_cheaper_on
         done = await asyncio.gather(*(work.run(c) for c in (big, *calls(8))), return_exceptions=True)
         work.done()
         await renewing
-        return sum(d is None for d in done)
+        return sum(isinstance(d, bool) for d in done)
 
     assert asyncio.run(go()) == 8
     assert work.end == End("exhausted")

@@ -42,12 +42,33 @@ def test_identical_calls_and_calls_that_are_paid_for_are_not_sent() -> None:
     assert units.reused == 4
 
 
-def test_calls_that_were_given_up_are_counted_and_not_sent() -> None:
-    failed = {call_key("m2", call.content()) for call in Numbers([2, 3]).calls()}
+def test_calls_that_every_lane_has_given_up_are_counted_and_not_sent() -> None:
+    failed = {call_key(model, call.content()) for model in ("m1", "m2") for call in Numbers([2, 3]).calls()}
     units = Units(Numbers([1, 2, 3, 4]), ["m1", "m2"], lambda key: False, settled=failed.__contains__)
     unit = units.next("w")
     assert unit is not None and rows(unit) == [1, 4]
     assert (units.reused, units.failed) == (0, 2)
+
+
+def test_what_one_lane_has_given_up_another_one_is_asked() -> None:
+    failed = {call_key("m1", call.content()) for call in Numbers([2]).calls()}
+    units = Units(Numbers([1, 2]), ["m1", "m2"], lambda key: False, lambda lane, call: True, failed.__contains__)
+    first, second = units.next("a", lane=0), units.next("b", lane=1)
+    assert first is not None and rows(first) == [1]
+    assert second is not None and rows(second) == [2] and units.failed == 0
+
+
+def test_a_call_that_its_lane_may_have_failed_goes_to_another_one_where_the_lane_closes() -> None:
+    known = {call_key("m1", call.content()) for call in Numbers([1]).calls()}
+    units = Units(Numbers([1, 2]), ["m1", "m2"], lambda key: False, has_failed=known.__contains__)
+    unit = units.next("a", lane=0)
+    assert unit is not None and unit.known == (True, False)
+    units.doubt("a", unit.calls[1])
+    units.done("a", unit.number)
+    assert units.exhausted or units.next("b", lane=1) is None
+    assert units.finished and units.bury("a", lambda key: True) == 1 and not units.finished
+    other = units.next("b", lane=1)
+    assert other is not None and (rows(other), other.known) == ([2], (False,))
 
 
 @given(st.lists(st.integers(0, 300), max_size=300), st.lists(st.sampled_from(["work", "die", "finish"]), max_size=60))
