@@ -170,7 +170,9 @@ def spec_of(given: Spec | dict[str, Any] | str | Path, model: type[Spec]) -> Spe
         return load_spec(Path(given), model, [])
     with refused_as_spec():
         if not isinstance(given, dict):
-            raise SpecError(f"spec: a {type(given).__name__}", f"give a file's path, a dict or a {model.__name__}")
+            raise SpecError(
+                f"spec: of type {type(given).__name__}", f"give a file's path, a dict or a {model.__name__}"
+            )
         return _validated(copy.deepcopy(given), model, [], Path.cwd(), "spec")
 
 

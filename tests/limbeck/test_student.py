@@ -70,5 +70,5 @@ def test_a_spec_may_be_a_file_a_dict_or_validated(spec: TrainingSpec, tmp_path: 
     assert spec_of(keys, TrainingSpec) == spec_of(file, TrainingSpec) == spec_of(str(file), TrainingSpec) == spec
     with pytest.raises(limbeck.LimbeckError, match="unknown key epoch"):
         limbeck.train({**keys, "epoch": 3}, tmp_path / "out")
-    with pytest.raises(limbeck.LimbeckError, match="spec: a int"):
+    with pytest.raises(limbeck.LimbeckError, match="spec: of type int"):
         limbeck.plan(3)  # type: ignore[arg-type]
