@@ -123,9 +123,13 @@ class Answers:
         return any(call_key(model, content) in self.index for model in self.models)
 
     def has_failed(self, call: Call) -> bool:
-        """Whether every lane has given a call up, so that it is not asked again unless that is wished."""
+        """Whether a call was given up, so that it is not asked again unless that is wished."""
         content = call.content()
-        return all(self.index.is_settled(call_key(model, content)) for model in self.models)
+        return any(self.index.is_settled(call_key(model, content)) for model in self.models)
+
+    def is_open(self, call: Call) -> bool:
+        """Whether a call failed, and the next start asks it again."""
+        return not self.has(call) and self.failure(call) is not None and not self.has_failed(call)
 
     def failure(self, call: Call) -> Any | None:
         """The last failure of a call that no lane answered."""
@@ -156,7 +160,7 @@ def harvest(
         if outcome is None and (failure := answers.failure(call)):
             detail, raw = failure.meta["detail"], readable(failure.body)
             outcome = Rejection(row.id, "teacher", failure.meta["kind"], detail, raw)
-            rejected.open += not answers.has_failed(call)
+            rejected.open += answers.is_open(call)
         outcome = outcome or missing(row, call)
         if outcome is None:
             pending += 1

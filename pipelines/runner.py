@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipelines import cot, instruct
-from pipelines.advice import FINAL, OURS, advice
+from pipelines.advice import OURS, advice
 from pipelines.answer_schema import check_schema
 from pipelines.card import card
 from pipelines.curate import curate
@@ -46,6 +46,7 @@ from services.teachers.adapter import decode
 from services.teachers.credentials import lane_key
 
 SAVE_EVERY_S = 1.0
+TOO_FEW = "instructions where"
 ROUNDS = 4  # of asking for more instructions while fewer than wanted were written
 COPIES = 4  # of a row's text on disk: staged, published, as messages, in the report
 STATES: dict[type[LimbeckError], State] = {BudgetExhausted: "exhausted", Interrupted: "interrupted"}
@@ -117,10 +118,7 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether an earlier start has published the dataset of just this spec."""
-        rejected = self.manifest.rows.rejected
-        asked = {t.name for t in self._earlier.teachers} if self._earlier else set()
-        whole = "unanswered" not in rejected and not self.manifest.calls.open
-        whole = whole and not (rejected.keys() & FINAL and {t.name for t in self.spec.teachers} - asked)
+        whole = "unanswered" not in self.manifest.rows.rejected and not self.manifest.calls.open
         same = self._earlier is not None and published_part(self._earlier) == published_part(self.spec)
         there = all((self.directory.root / name).is_file() for name in self.manifest.dataset.files)
         done = self.manifest.state == "finished" and self._same_source and not self._changes
@@ -183,10 +181,12 @@ class Run:
         try:
             plan = self._fan_out()
         except (BudgetExhausted, LaneUnusable) as stop:
+            self.settle()
             self.fail(stop)
             if not self.manifest.calls.answered and not self.manifest.calls.failed:
                 raise
             left = self._publish(self._partial_plan(), self._too_large)
+            left += self.manifest.calls.open
             raise type(stop)(f"{stop.message}; {left:,} rows are left", stop.hint) from None
         except LimbeckError as error:
             self.settle()
@@ -394,6 +394,8 @@ class Run:
         """Journal to rows to dataset; the rows that were left out. Files are built aside and moved into place whole."""
         staged, rejected_folder = self.directory.work / "accepted.parquet", self.directory.scratch("rejected")
         rejected = Rejections(RowWriter(rejected_folder / "part-00000.parquet", REJECTED))
+        told = (*OURS, TOO_FEW)
+        self.manifest.warnings = [w for w in self.manifest.warnings if not any(words in w for words in told)]
         with self.stage("harvest"), self._answers() as answers:
             accepted = RowWriter(staged, SCHEMAS[self.spec.pipeline])
             pending = harvest(plan, answers, self._reader(plan), missing, accepted, rejected)
@@ -429,7 +431,10 @@ class Run:
             return 0, 0
         wanted, total, candidates = self._instruct().generate, 0, 0
         for round_plan in self._rounds(self._instruct()):
+            if total >= wanted:
+                break  # a start without an outage would not have asked the rounds that follow
             written, empty = self._written(round_plan, answers)
+            rejected.open += sum(map(answers.is_open, round_plan.calls()))
             for rejection in empty:
                 rejected.add(rejection)
             for item in written[max(0, wanted - total) :]:
@@ -437,7 +442,7 @@ class Run:
             total += len(written)
             candidates += len(written) + len(empty)
         if total < wanted:
-            self.warn(f"the teacher wrote {total} instructions where {wanted} were wanted")
+            self.warn(f"the teacher wrote {total} {TOO_FEW} {wanted} were wanted")
         return candidates, total
 
     def warn(self, line: str) -> None:
@@ -452,9 +457,9 @@ class Run:
         self.manifest.dataset.rows = published.rows
         self.manifest.dataset.sha256 = published.sha256
         self.manifest.dataset.files = published.files
-        kept = [line for line in self.manifest.warnings if not any(words in line for words in OURS)]
         self.manifest.calls.open = rejected.open
-        self.manifest.warnings = kept + advice(published.rows, rejected.reasons, rejected.open)
+        for line in advice(published.rows, rejected.reasons, rejected.open):
+            self.warn(line)
 
     def describe(self) -> None:
         """Write card, report and manifest as things stand."""

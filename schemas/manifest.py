@@ -26,7 +26,7 @@ class Rows(_Part):
 class Calls(_Part):
     """`sent` counts attempts, `retried` those of them that were repeats, `reused` rows that cost no call. Of the calls
     that the current stage takes, `of`, so many are `done`: answered, reused or given up. `open` failed while their lane
-    answered nothing, or were never asked of one of the lanes: the next start asks them again."""
+    answered nothing: the next start asks them again."""
 
     sent: int = 0
     answered: int = 0

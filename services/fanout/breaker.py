@@ -6,7 +6,8 @@ from schemas.call import VerdictKind
 
 IN_A_ROW = 8  # calls that ran out of attempts, may be paid for, and while none is answered: the lane is down
 FREE_IN_A_ROW = 32  # that cost nothing, of a lane that has answered: the more are tried, the likelier one tells
-NEVER_RIGHT = 25  # bad requests of a lane that has answered nothing: the spec is wrong, not the calls
+NEVER_RIGHT = 25  # bad requests in a row of a lane that has answered nothing: the spec is wrong, not the calls
+NO_MORE_RIGHT = 100  # of one that has answered
 AFTER = 8  # calls after one, in the order of sending, that say whether the lane was up
 ENOUGH = 4  # of those that were answered
 NEVER_ITS_OWN = (
@@ -24,7 +25,7 @@ class Fault(NamedTuple):
 class Breaker:
     """Hears how every call of a lane ended, whatever the number of its attempts.
 
-    A call that fails though those sent after it were answered is itself to blame, and says nothing about the lane: its
+    A call that fails though those sent after it are answered is itself to blame, and says nothing about the lane: its
     retries may well be all that is left at the end. At an outage those after it fail, too. Where nothing was sent after
     it nobody can tell, and it stays open for the next start.
     """
@@ -32,34 +33,42 @@ class Breaker:
     def __init__(self, answered_before: bool = False) -> None:
         self.has_answered = answered_before
         self._answered = bytearray()  # by number of call
-        self._in_a_row = self._known_in_a_row = self._bad_in_a_row = 0
+        self._open: set[int] = set()  # that failed, and may yet prove to be to blame
+        self._in_a_row = self._bad_in_a_row = 0
 
     def sent(self) -> int:
         """A call leaves for the first time; its number."""
         self._answered.append(False)
         return len(self._answered) - 1
 
-    def answered(self, number: int) -> None:
+    def answered(self, number: int) -> list[int]:
+        """A call was answered; the numbers of those that failed before and are now seen to be to blame."""
         self._answered[number] = self.has_answered = True
-        self._in_a_row = self._known_in_a_row = self._bad_in_a_row = 0
+        self._in_a_row = self._bad_in_a_row = 0
+        proven = [n for n in range(max(0, number - AFTER), number) if n in self._open and self._is_to_blame(n)]
+        self._open.difference_update(proven)
+        return proven
 
     def failed(self, number: int, kind: VerdictKind, known: bool = False) -> Fault:
-        """A call is given up. known: it failed in an earlier start, too, so that it tells little about the lane."""
+        """A call is given up. known: it failed in an earlier start, too, so that it tells little about the lane. Where
+        it may be paid for each time, it is then settled all the same: money goes before certainty."""
         if kind.closes_lane or kind is VerdictKind.UNREACHABLE:
             return Fault(False, True)
-        if kind.retried:
-            return self._ran_out(number, kind, known)
-        settled = kind is not VerdictKind.BAD_REQUEST or self.has_answered
-        self._bad_in_a_row += not settled and not known
-        return Fault(settled, self._bad_in_a_row >= NEVER_RIGHT)
-
-    def _ran_out(self, number: int, kind: VerdictKind, known: bool) -> Fault:
-        after = self._answered[number + 1 : number + 1 + AFTER]
-        if kind not in NEVER_ITS_OWN and sum(after) >= ENOUGH:
+        if kind is not VerdictKind.BAD_REQUEST and not kind.retried:
+            return Fault(True, False)  # refused, or too large: said of this very call
+        paid_twice = known and kind.may_be_paid and self.has_answered
+        if paid_twice or (kind not in NEVER_ITS_OWN and self._is_to_blame(number)):
             return Fault(True, False)
-        if not known:
-            self._in_a_row += 1
-            patient = self.has_answered and not kind.may_be_paid
-            return Fault(False, self._in_a_row >= (FREE_IN_A_ROW if patient else IN_A_ROW))
-        self._known_in_a_row += kind.may_be_paid
-        return Fault(False, self._known_in_a_row >= FREE_IN_A_ROW)
+        if kind not in NEVER_ITS_OWN:
+            self._open.add(number)
+        if known and self.has_answered:
+            return Fault(False, False)
+        if kind is VerdictKind.BAD_REQUEST:
+            self._bad_in_a_row += 1
+            return Fault(False, self._bad_in_a_row >= (NO_MORE_RIGHT if self.has_answered else NEVER_RIGHT))
+        self._in_a_row += 1
+        patient = self.has_answered and not kind.may_be_paid
+        return Fault(False, self._in_a_row >= (FREE_IN_A_ROW if patient else IN_A_ROW))
+
+    def _is_to_blame(self, number: int) -> bool:
+        return sum(self._answered[number + 1 : number + 1 + AFTER]) >= ENOUGH

@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 
@@ -67,6 +67,7 @@ class Sender:
         self._leased_at: float | None = None
         self._typical: Demand | None = None
         self._breaker = breaker or Breaker()
+        self._failed: dict[int, tuple[bytes, dict[str, Any]]] = {}  # calls that may yet prove to be to blame
         self._done = False
         self._answers = 0
         self._wild = wild(teacher)
@@ -127,7 +128,9 @@ class Sender:
 
             reply = await attempts(self._rest)(again)
         if reply.verdict.kind is VerdictKind.ANSWERED:
-            self._breaker.answered(number)
+            for failed in self._breaker.answered(number):
+                settled, meta = self._failed.pop(failed)
+                self._journal.append(Frame(Kind.FAILED, settled, os.urandom(16), {**meta, "settled": True}))
             return True
         return self._give_up(key, number, reply, known)
 
@@ -151,6 +154,8 @@ class Sender:
             "settled": fault.settled,
         }  # fmt: skip
         self._journal.append(Frame(Kind.FAILED, key, os.urandom(16), meta, reply.body))
+        if not fault.settled:
+            self._failed[number] = key, {**meta, "repeats": True}
         self.delta.failed += 1
         return fault.settled
 

@@ -55,8 +55,9 @@ class Units:
     `paid` tells whether a call key is in the journal; `models` are the lanes' models, any of which may have answered.
     Calls with the same content are sent once: `reused` counts the others, and rows that an earlier start paid for.
     `fits(lane, call)` says whether a lane's limits can ever let a call through; one that fits no lane is left out.
-    `settled` tells whether a model has given a call up in an earlier start, `has_failed` whether it failed to answer
-    it, for whatever reason. Calls that no lane is left for are counted by `failed`.
+    `settled` tells whether a model has given a call up in an earlier start, so that it is not asked again: `failed`
+    counts those. `has_failed` tells whether a model failed to answer a call, for whatever reason; one that did not is
+    asked before it.
     """
 
     plan: Plan
@@ -109,7 +110,11 @@ class Units:
         return batch
 
     def _takes(self, lane: int, call: Call) -> bool:
-        return self.fits(lane, call) and not self.settled(call_key(self.models[lane], call.content()))
+        """Whether a lane may have a call now. One that it failed to answer before is left to the others first."""
+        if not self.fits(lane, call):
+            return False
+        failed = [self.has_failed(call_key(model, call.content())) for model in self.models]
+        return not failed[lane] or all(failed) or self.exhausted or len(self._returned) >= LOOK_AHEAD
 
     def _is_new(self, call: Call) -> bool:
         content = call.content()
@@ -119,10 +124,10 @@ class Units:
             self.reused += 1
             return False
         self._seen.add(mark)
-        fitting = [key for lane, key in enumerate(keys) if self.fits(lane, call)]
-        left = any(not self.settled(key) for key in fitting)
-        self.failed += bool(fitting) and not left
-        return left
+        if any(map(self.settled, keys)):
+            self.failed += 1
+            return False
+        return any(self.fits(lane, call) for lane in range(len(self.models)))
 
     def done(self, worker: str, number: int) -> None:
         self._held.get(worker, {}).pop(number, None)

@@ -152,7 +152,7 @@ class WriterReader:
             self._doubt(frame.meta)
         if final:
             self.failures.add(frame.key, segment, offset)
-            self.totals.failed += 1
+            self.totals.failed += not frame.meta.get("repeats")
 
     def _doubt(self, meta: dict[str, Any]) -> None:
         """An attempt that may have been answered and paid for, at its reservation."""
@@ -196,11 +196,16 @@ class JournalIndex:
 
     def answer(self, key: bytes) -> Frame | None:
         """The paid answer for `key`."""
-        return self._read(self._answers, key)
+        at = self._find(self._answers, key)
+        return None if at is None else self._frame(self._answers, at)
 
     def failure(self, key: bytes) -> Frame | None:
-        """The last word on a call that never got an answer."""
-        return self._read(self._failures, key, last=True)
+        """The last word on a call that never got an answer, as its teacher gave it."""
+        first, last = self._find(self._failures, key), self._find(self._failures, key, last=True)
+        if first is None or last is None:
+            return None
+        frames = (self._frame(self._failures, at) for at in range(last, first - 1, -1))
+        return next((frame for frame in frames if not frame.meta.get("repeats")), None)
 
     def has_failed(self, key: bytes) -> bool:
         """Whether a call ran out of attempts, for whatever reason."""
@@ -221,10 +226,6 @@ class JournalIndex:
         if 0 <= at < len(entries) and entries["key"][at] == key.rstrip(b"\0"):
             return at
         return None
-
-    def _read(self, entries: Table, key: bytes, last: bool = False) -> Frame | None:
-        at = self._find(entries, key, last)
-        return None if at is None else self._frame(entries, at)
 
     def _frame(self, entries: Table, at: int) -> Frame:
         segment, offset = int(entries["segment"][at]), int(entries["offset"][at])

@@ -5,7 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.call import VerdictKind
-from services.fanout.breaker import AFTER, ENOUGH, FREE_IN_A_ROW, IN_A_ROW, NEVER_ITS_OWN, NEVER_RIGHT, Breaker, Fault
+from services.fanout.breaker import (
+    AFTER,
+    ENOUGH,
+    FREE_IN_A_ROW,
+    IN_A_ROW,
+    NEVER_ITS_OWN,
+    NEVER_RIGHT,
+    NO_MORE_RIGHT,
+    Breaker,
+    Fault,
+)
 
 ERROR, TIMEOUT, BAD = VerdictKind.TRANSIENT, VerdictKind.TIMEOUT, VerdictKind.BAD_REQUEST
 ITS_OWN, OPEN = Fault(settled=True, opens=False), Fault(settled=False, opens=False)
@@ -59,17 +69,27 @@ def test_a_verdict_on_the_account_or_the_way_there_closes_a_lane_at_once(kind: V
     assert ended([True] * 50 + [False] + [True] * 50, kind) == [DOWN]
 
 
-def test_bad_requests_close_a_lane_that_has_never_answered_and_are_asked_again() -> None:
+def test_bad_requests_close_a_lane_that_answers_nothing_any_more_and_are_asked_again() -> None:
     assert ended([False] * NEVER_RIGHT, BAD) == [OPEN] * (NEVER_RIGHT - 1) + [DOWN]
-    assert ended([False] * 100, BAD, answered_before=True) == [ITS_OWN] * 100
-    assert ended([True] + [False] * 100, BAD) == [ITS_OWN] * 100
+    for fates, before in (([False] * NO_MORE_RIGHT, True), ([True] * 50 + [False] * NO_MORE_RIGHT, False)):
+        assert ended(fates, BAD, before) == [OPEN] * (NO_MORE_RIGHT - 1) + [DOWN]
     assert ended([False] * 100, VerdictKind.REFUSED) == [ITS_OWN] * 100
 
 
-def test_calls_that_failed_before_are_asked_with_patience_while_they_cost_nothing() -> None:
-    assert ended([False] * 200, known=True) == [OPEN] * 200
-    assert ended([False] * 200, BAD, known=True) == [OPEN] * 200
-    assert ended([False] * FREE_IN_A_ROW, TIMEOUT, known=True)[-1] == DOWN
+@pytest.mark.parametrize("kind", [BAD, ERROR])
+def test_who_fails_before_those_after_it_are_answered_is_found_out_later(kind: VerdictKind) -> None:
+    breaker = Breaker()
+    failed, *others = [breaker.sent() for _ in range(1 + AFTER)]
+    assert breaker.failed(failed, kind) == OPEN
+    assert [breaker.answered(number) for number in others[:ENOUGH]] == [[]] * (ENOUGH - 1) + [[failed]]
+    assert breaker.answered(others[ENOUGH]) == []
+
+
+def test_calls_that_failed_before_are_asked_again_without_end_where_they_cost_nothing_and_else_once() -> None:
+    for kind in (ERROR, BAD):
+        assert ended([False] * 200, kind, answered_before=True, known=True) == [OPEN] * 200
+    assert ended([False] * 200, TIMEOUT, answered_before=True, known=True) == [ITS_OWN] * 200
+    assert ended([False] * IN_A_ROW, TIMEOUT, known=True)[-1] == DOWN  # it has never answered
 
 
 @given(st.lists(st.booleans(), max_size=200))

@@ -117,9 +117,12 @@ def test_however_often_a_lane_that_answers_nothing_is_asked_no_call_is_settled(t
 
 def test_a_bad_request_to_a_lane_that_answers_is_settled(tmp_path: Path) -> None:
     adapter = Played(lambda number: refused(VerdictKind.BAD_REQUEST) if number == 3 else ANSWER)
-    assert asyncio.run(see_through(sender(tmp_path, adapter, window=1), 5)) == 5
-    (key,) = failed_keys(tmp_path, 5)
-    assert JournalIndex(tmp_path).is_settled(key)
+    assert asyncio.run(see_through(sender(tmp_path, adapter, window=1), 9)) == 9
+    (key,) = failed_keys(tmp_path, 9)
+    index = JournalIndex(tmp_path)
+    failure = index.failure(key)
+    assert index.is_settled(key) and failure is not None and failure.meta["detail"] == "said so"
+    assert index.totals.failed == 1
 
 
 def test_a_stop_does_not_wait_for_a_call_that_rests_before_its_next_try(tmp_path: Path) -> None:
