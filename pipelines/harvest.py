@@ -122,14 +122,14 @@ class Answers:
         content = call.content()
         return any(call_key(model, content) in self.index for model in self.models)
 
-    def has_failed(self, call: Call) -> bool:
+    def is_settled(self, call: Call) -> bool:
         """Whether a call was given up, so that it is not asked again unless that is wished."""
         content = call.content()
         return any(self.index.is_settled(call_key(model, content)) for model in self.models)
 
     def is_open(self, call: Call) -> bool:
         """Whether a call failed, and the next start asks it again."""
-        return not self.has(call) and self.failure(call) is not None and not self.has_failed(call)
+        return not self.has(call) and self.failure(call) is not None and not self.is_settled(call)
 
     def failure(self, call: Call) -> Any | None:
         """The last failure of a call that no lane answered."""

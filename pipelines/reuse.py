@@ -40,7 +40,7 @@ def reuse(
         found.rows += 1
         if answers.has(plan.call(row)):
             found.reused += 1
-        elif not again and answers.has_failed(plan.call(row)):
+        elif not again and answers.is_settled(plan.call(row)):
             found.failed += 1
         else:
             found.asked[changed if answers.has(earlier.call(row)) else NEW] += 1

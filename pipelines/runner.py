@@ -181,9 +181,11 @@ class Run:
         try:
             plan = self._fan_out()
         except (BudgetExhausted, LaneUnusable) as stop:
-            self.settle()
+            nothing = not self.manifest.calls.answered and not self.manifest.calls.failed
+            if nothing:
+                self.settle()
             self.fail(stop)
-            if not self.manifest.calls.answered and not self.manifest.calls.failed:
+            if nothing:
                 raise
             left = self._publish(self._partial_plan(), self._too_large)
             left += self.manifest.calls.open

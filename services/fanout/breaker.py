@@ -10,9 +10,7 @@ NEVER_RIGHT = 25  # bad requests in a row of a lane that has answered nothing: t
 NO_MORE_RIGHT = 100  # of one that has answered
 AFTER = 8  # calls after one, in the order of sending, that say whether the lane was up
 ENOUGH = 4  # of those that were answered
-NEVER_ITS_OWN = (
-    VerdictKind.RATE_LIMITED, VerdictKind.RAMP_LIMITED, VerdictKind.OVERLOADED, VerdictKind.UNREACHABLE,
-)  # fmt: skip
+NEVER_ITS_OWN = (VerdictKind.RATE_LIMITED, VerdictKind.RAMP_LIMITED, VerdictKind.OVERLOADED)
 
 
 class Fault(NamedTuple):
@@ -56,10 +54,9 @@ class Breaker:
             return Fault(False, True)
         if kind is not VerdictKind.BAD_REQUEST and not kind.retried:
             return Fault(True, False)  # refused, or too large: said of this very call
-        paid_twice = known and kind.may_be_paid and self.has_answered
-        if paid_twice or (kind not in NEVER_ITS_OWN and self._is_to_blame(number)):
-            return Fault(True, False)
         if kind not in NEVER_ITS_OWN:
+            if self._is_to_blame(number) or (known and kind.may_be_paid and self.has_answered):
+                return Fault(True, False)
             self._open.add(number)
         if known and self.has_answered:
             return Fault(False, False)

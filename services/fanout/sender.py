@@ -55,7 +55,7 @@ class Sender:
 
     def __init__(
         self, teacher: Teacher, adapter: Adapter, journal: JournalWriter, allowance: Allowance, leases: Leases | None,
-        lane: int = 0, breaker: Breaker | None = None,
+        lane: int = 0, has_answered: bool = False,
     ) -> None:  # fmt: skip
         self._adapter, self._journal = adapter, journal
         self._allowance, self._leases, self._lane = allowance, leases, lane
@@ -66,7 +66,7 @@ class Sender:
         self.freed = asyncio.Event()  # set when there is room for more calls, or no more are wanted
         self._leased_at: float | None = None
         self._typical: Demand | None = None
-        self._breaker = breaker or Breaker()
+        self._breaker = Breaker(has_answered)
         self._failed: dict[int, tuple[bytes, dict[str, Any]]] = {}  # calls that may yet prove to be to blame
         self._done = False
         self._answers = 0
@@ -77,6 +77,11 @@ class Sender:
         self._disk_at = 0.0
         self.delta = Progress()
         self.end: End | None = None
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether the lane has answered, now or before."""
+        return self._breaker.has_answered
 
     @property
     def room(self) -> int:

@@ -16,7 +16,6 @@ from services.admission.charging import Charging
 from services.admission.governor import governor_of
 from services.admission.pool import LEASE_S, Grant, Report
 from services.fanout.allowance import Allowance
-from services.fanout.breaker import Breaker
 from services.fanout.sender import End, Sender, Stopped
 from services.fanout.units import Unit
 from services.journal.place import Journal
@@ -107,7 +106,7 @@ class Worker:
     def __init__(self, post: Post, cashier: Any | None) -> None:
         self._post = post
         self._refusal: LimbeckError | None = None
-        self._breaker = Breaker(post.has_answered)
+        self._has_answered = post.has_answered
         try:
             self._open_up(post.teacher, cashier)
         except LimbeckError as error:  # told by `run`: of an actor that fails to start Ray keeps no more than a text
@@ -136,7 +135,7 @@ class Worker:
         gc.freeze()  # what is loaded stays: looking through it held every call up for 0.1 s, every few seconds
         sender = Sender(
             self._post.teacher, self._adapter, self._journal, self._allowance, self._leases, self._post.lane,
-            self._breaker,
+            self._has_answered,
         )  # fmt: skip
         finished = asyncio.Event()
         helpers = [
@@ -156,6 +155,7 @@ class Worker:
             await asyncio.to_thread(self._journal.sync)
         except LimbeckError as error:
             sender.stop(End("failed", error.message))
+        self._has_answered = sender.has_answered
         await sender.renew()
         await feed.report.remote(self._post.name, sender.take_delta(), [])
         return sender.end or End("done")

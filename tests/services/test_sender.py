@@ -125,6 +125,17 @@ def test_a_bad_request_to_a_lane_that_answers_is_settled(tmp_path: Path) -> None
     assert index.totals.failed == 1
 
 
+def test_a_failure_of_one_plan_is_no_matter_of_the_next(tmp_path: Path) -> None:
+    """A worker has a sender for each plan; what it keeps from one to the next is whether its lane has answered."""
+    first = sender(tmp_path, Played(lambda number: refused(VerdictKind.BAD_REQUEST) if number > 20 else ANSWER))
+    assert asyncio.run(see_through(first, 21)) == 21
+    allowance = Allowance("run", "w", {}, None, governed=False, banked=False, window=4)
+    place = JournalWriter(tmp_path, "000001-1-0001")
+    second = Sender(LANE, Played(lambda number: ANSWER), place, allowance, None, has_answered=first.has_answered)
+    assert asyncio.run(see_through(second, 20)) == 20 and second.end is None
+    assert first.has_answered and not sender(tmp_path, None, name="000001-1-0002").has_answered
+
+
 def test_a_stop_does_not_wait_for_a_call_that_rests_before_its_next_try(tmp_path: Path) -> None:
     adapter = Played(lambda number: refused(VerdictKind.RATE_LIMITED, wait=60.0))
     work = sender(tmp_path, adapter)
