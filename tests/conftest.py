@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,3 +131,12 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.shutdown()
+
+
+def wait_until(condition: Callable[[], bool], what: str, process: "subprocess.Popen[str] | None" = None) -> None:
+    """Look until `what` holds, for two minutes at the most, and only while `process`, if any, runs."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"in vain waited for: {what}"
+        time.sleep(0.02)

@@ -7,7 +7,6 @@ import secrets
 import shlex
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Limbeck
+from conftest import Limbeck, wait_until
 from teacher_server import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,13 +84,6 @@ def answers(url: str) -> int:
         return 0
 
 
-def wait_for(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while answers(url) != 200:
-        assert time.monotonic() < deadline, f"{url} did not answer"
-        time.sleep(0.1)
-
-
 def probe(service: dict[str, Any], port: int) -> str:
     """The health check's address at another port."""
     return re.sub(r":\d+/", f":{port}/", service["healthcheck"]["test"][-1])
@@ -111,10 +103,10 @@ def test_its_commands_make_a_cluster_that_wants_the_token_and_runs_a_job(
     worker = [part.replace("head:6379", f"127.0.0.1:{gcs}") for part in WORKER["command"][1:]]
     worker += [f"--dashboard-agent-listen-port={agent}", "--num-cpus=2"]
     with node([RAY, *head], environment, tmp_path / "head.log"):
-        wait_for(probe(HEAD, dashboard))
+        wait_until(lambda: answers(probe(HEAD, dashboard)) == 200, "the head")
         assert answers(f"http://127.0.0.1:{dashboard}/api/jobs/") == 401
         with node([RAY, *worker], environment, tmp_path / "worker.log"):
-            wait_for(probe(WORKER, agent))
+            wait_until(lambda: answers(probe(WORKER, agent)) == 200, "the worker")
             run, address = tmp_path / "run", f"127.0.0.1:{gcs}"
             done = limbeck(
                 "run", job(questions), "--out", run, "--address", address,

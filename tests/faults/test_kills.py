@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from conftest import Finished, Limbeck
+from conftest import Finished, Limbeck, wait_until
 from teacher_server import RunningTeacher, teacher_server
 
 import limbeck as api
@@ -42,18 +41,10 @@ def lane(teacher: RunningTeacher, **options: Any) -> dict[str, Any]:
     return {"provider": "openai", "model": "m", "base_url": teacher.base_url, "free": True, **options}
 
 
-def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def half_way(limbeck: Limbeck, spec: Path, run: Path, teacher: RunningTeacher, calls: int) -> "subprocess.Popen[str]":
     """A run in a process group of its own that has had `calls` answers."""
     process = limbeck.start("run", spec, "--out", run)
-    wait_until(lambda: teacher.bill()["calls"] >= calls, process)
+    wait_until(lambda: teacher.bill()["calls"] >= calls, f"{calls} calls", process)
     return process
 
 
@@ -286,7 +277,7 @@ def test_what_a_killed_driver_left_on_other_machines_is_counted_before_a_cent_is
         spec = job(questions(jsonl, 2000), teachers=[paid], journal=f"file://{tmp_path / 'store'}", **budget)
         run = tmp_path / "run"
         process = limbeck.start("run", spec, "--out", run, "--address", address)
-        wait_until(lambda: teacher.bill()["calls"] >= 100, process)
+        wait_until(lambda: teacher.bill()["calls"] >= 100, "100 calls", process)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         before = teacher.bill()["usd"]

@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import transformers
 import yaml
-from conftest import Finished, Limbeck
+from conftest import Finished, Limbeck, wait_until
 from pydantic import ValidationError
 
 from schemas.student import TrainingSpec
@@ -18,18 +17,12 @@ from schemas.student import TrainingSpec
 pytestmark = [pytest.mark.ray, pytest.mark.first]
 Command = Callable[..., Finished]
 WORDS = ("red", "green", "blue", "white", "black")
-DEADLINE_S = 120
 
 
 def reached(out: Path, step: int) -> None:
     """Wait until a training has logged that step."""
-    ends = time.monotonic() + DEADLINE_S
-    progress = out / ".work" / "train-progress.json"
-    while time.monotonic() < ends:
-        if progress.exists() and json.loads(progress.read_text()).get("step", 0) >= step:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached")
+    told = out / ".work" / "train-progress.json"
+    wait_until(lambda: told.exists() and json.loads(told.read_text()).get("step", 0) >= step, f"step {step}")
 
 
 @pytest.fixture(scope="session")
