@@ -15,12 +15,20 @@ def draw_curve(
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.2, 3.6), dpi=200)
-    axes.plot([s for s, _ in losses], [v for _, v in losses], color="#2f6f8f", linewidth=1.4, label="training")
+    axes.plot(
+        [s for s, _ in losses],
+        [v for _, v in losses],
+        color="#2f6f8f",
+        linewidth=1.4,
+        label=f"training, {metrics['objective']}",
+    )
     last = losses[-1][0] if losses else 1
     ends = [metrics.get("loss_fine_tuned", metrics["loss_before"]), metrics["loss_after"]]
     if held_out:
         axes.plot(*zip(*held_out, strict=True), color="#b5533c", linewidth=1, marker=".", alpha=0.8)
-    axes.plot([0, last], ends, "o", color="#b5533c", markersize=6, label="held out", clip_on=False, zorder=3)
+    axes.plot(
+        [0, last], ends, "o", color="#b5533c", markersize=6, label="held out, cross-entropy", clip_on=False, zorder=3
+    )
     axes.annotate(f"{ends[0]:.2f}", (0, ends[0]), xytext=(-7, -4), textcoords="offset points", ha="right")
     axes.annotate(f"{ends[1]:.2f}", (last, ends[1]), xytext=(0, 7), textcoords="offset points", ha="right")
     axes.set_xlim(left=-0.12 * last)  # room for the first label beside its point
