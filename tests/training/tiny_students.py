@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from training.teacher import Teacher
 from training.trainer import trainer_of
 
 torch.set_num_threads(1)  # models this small are slower with two
+gc.freeze()  # every training collects garbage: among all that torch and transformers import, 0.24 s each time
 
 TEXTS = ["What is one and one? It is two.", "Say hello to the people. Hello people!", "Name a colour. Red."]
 PROMPTS = [("What is one and one?", " It is two."), ("Say hello.", " Hello people!"), ("Name.", " Red.")]
