@@ -32,6 +32,8 @@ SCHEMAS = {
          ("id", "instruction", "response", "instruction_source", "example_ids", "topics", "teacher", "call_key")]
     ),
 }  # fmt: skip
+RAW = "raw"  # beside a staged record: the answer as it came, for duplicates are rejected with it
+STAGED = {name: schema.append(pa.field(RAW, pa.string())) for name, schema in SCHEMAS.items()}
 REJECTED = pa.schema([(n, pa.string()) for n in ("id", "stage", "reason", "detail", "raw")])
 
 
@@ -156,7 +158,7 @@ def harvest(
             rejected.add(Rejection(row.id, "source", row.reason, f"{row.where}: {row.detail}", row.raw))
             continue
         call = plan.call(row)
-        outcome = _outcome(call, row, answers, read)
+        outcome, text = _outcome(call, row, answers, read)
         if outcome is None and (failure := answers.failure(call)):
             detail, raw = failure.meta["detail"], readable(failure.body)
             outcome = Rejection(row.id, "teacher", failure.meta["kind"], detail, raw)
@@ -167,16 +169,18 @@ def harvest(
         elif isinstance(outcome, Rejection):
             rejected.add(outcome)
         else:
-            accepted.add(outcome.model_dump())
+            accepted.add({**outcome.model_dump(), RAW: text})
     return pending
 
 
-def _outcome(call: Call, row: Row, answers: Answers, read: Read) -> Record | Rejection | None:
+def _outcome(call: Call, row: Row, answers: Answers, read: Read) -> tuple[Record | Rejection | None, str]:
+    """(what became of the answer to a row, its text)."""
     found = answers.frame(call)
     if found is None:
-        return None
+        return None, ""
     frame, teacher, key = found
-    return read(row, decode(frame.meta["dialect"], frame.body), teacher, key, readable(frame.body))
+    answer = decode(frame.meta["dialect"], frame.body)
+    return read(row, answer, teacher, key, readable(frame.body)), answer.text or ""
 
 
 def texts(path: Path, columns: Sequence[str]) -> Iterator[str]:

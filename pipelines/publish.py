@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipelines.curate import Dropped
-from pipelines.harvest import BATCH, SCHEMAS, Rejections, RowWriter
+from pipelines.dedup import Duplicate
+from pipelines.harvest import BATCH, RAW, SCHEMAS, Rejections, RowWriter
 from pipelines.rundir import RunDirectory, move_folder
 from schemas.job import JobSpec
 from schemas.record import COLUMNS, Rejection, conversation
@@ -68,9 +69,10 @@ def publish(spec: JobSpec, run: RunDirectory, staged: Path, dropped: Dropped, re
     kept_text = _texts_of(staged, {d.kept for d in dropped.by_position.values()})
     writer: RowWriter | None = None
     for position, row in enumerate(staged_rows(staged)):
+        raw = row.pop(RAW)
         if (drop := dropped.by_position.get(position)) is not None:
             kept = kept_text[drop.kept]
-            rejected.add(_duplicate(row, drop.reason, kept["id"], drop.score))
+            rejected.add(_duplicate(row["id"], drop, kept["id"], raw))
             if len(out.clusters) < SAMPLES and drop.reason == "near_duplicate":
                 out.clusters.append((_asked(kept), _asked(row), drop.score))
             continue
@@ -121,9 +123,8 @@ def _asked(row: dict[str, Any]) -> str:
     return text
 
 
-def _duplicate(row: dict[str, Any], reason: str, kept_id: str, score: float) -> Rejection:
-    answer = conversation(row)[1]["content"]
-    return Rejection(row["id"], "curate", reason, f"repeats {kept_id} (similarity {score:.3f})", answer)
+def _duplicate(row_id: str, drop: Duplicate, kept_id: str, raw: str) -> Rejection:
+    return Rejection(row_id, "curate", drop.reason, f"repeats {kept_id} (similarity {drop.score:.3f})", raw)
 
 
 def _agreement(row: dict[str, Any], out: Published) -> None:

@@ -12,7 +12,7 @@ from pipelines.card import card
 from pipelines.curate import curate
 from pipelines.harvest import (
     REJECTED,
-    SCHEMAS,
+    STAGED,
     Answers,
     Missing,
     Read,
@@ -48,7 +48,7 @@ from services.teachers.credentials import lane_key
 SAVE_EVERY_S = 1.0
 TOO_FEW = "instructions where"
 ROUNDS = 4  # of asking for more instructions while fewer than wanted were written
-COPIES = 4  # of a row's text on disk: staged, published, as messages, in the report
+COPIES = 5  # of a row's text on disk: staged as read and as it came, published, as messages, in the report
 STATES: dict[type[LimbeckError], State] = {BudgetExhausted: "exhausted", Interrupted: "interrupted"}
 Watch = Callable[[Manifest], None]
 
@@ -399,7 +399,7 @@ class Run:
         told = (*OURS, TOO_FEW)
         self.manifest.warnings = [w for w in self.manifest.warnings if not any(words in w for words in told)]
         with self.stage("harvest"), self._answers() as answers:
-            accepted = RowWriter(staged, SCHEMAS[self.spec.pipeline])
+            accepted = RowWriter(staged, STAGED[self.spec.pipeline])
             pending = harvest(plan, answers, self._reader(plan), missing, accepted, rejected)
             accepted.close()
             generated = self._instruction_rejections(plan, answers, rejected)

@@ -8,6 +8,7 @@ the packages' own retries, which belong to Limbeck.
 """
 
 import functools
+import html
 import json
 import os
 import re
@@ -32,6 +33,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 ANTHROPIC_URL = "https://api.anthropic.com"
 CONNECT_S = 10.0
 REDACTED = b"[key]"
+ALWAYS_ESCAPED = frozenset(b"\"\\&<>'")  # by writers of JSON or HTML
 SECRET_BYTES = 12  # a shorter key is a word that stands for none (`test`, `EMPTY`) and may be one of an answer
 MOST_HEADER = 256 * 1024  # of one line or field; aiohttp's 8 kB would lose a paid answer to a gateway's long cookie
 MOST_HEADERS = 1_024
@@ -85,10 +87,11 @@ def anthropic_sdk(teacher: Teacher, base_url: str | None, path: str) -> Sdk:
 
 
 def redacted(body: bytes, key: bytes) -> bytes:
-    """A body without the key: a debug page or a gateway that echoes the request may hold it, as it is or as JSON
-    writers escape it (PHP's \\/, .NET's \\u002B)."""
+    """A body without the key: a debug page or a gateway that echoes the request may hold it, as it is or as writers of
+    JSON and HTML escape it (PHP's \\/, .NET's \\u002B; a key with a quote is escaped by all of them)."""
     body = body.replace(key, REDACTED)
-    return escaped(key).sub(REDACTED, body) if b"\\/" in body or b"\\u00" in body else body
+    told_otherwise = b"\\/" in body or b"\\u00" in body or not ALWAYS_ESCAPED.isdisjoint(key)
+    return escaped(key).sub(REDACTED, body) if told_otherwise else body
 
 
 def judged(status: int, body: bytes, headers: Mapping[str, str], key: bytes) -> tuple[bytes, Verdict]:
@@ -106,7 +109,12 @@ def judged(status: int, body: bytes, headers: Mapping[str, str], key: bytes) -> 
 @functools.lru_cache(16)
 def escaped(key: bytes) -> re.Pattern[bytes]:
     """The key with any of its characters escaped, once or again as JSON within JSON is."""
-    return re.compile(b"".join(rb"(?:\\*%b|\\+u00(?i:%02x))" % (re.escape(bytes([c])), c) for c in key))
+    return re.compile(b"".join(_forms(c) for c in key))
+
+
+def _forms(c: int) -> bytes:
+    in_html = html.escape(chr(c)).encode()
+    return rb"(?:\\*%b|\\+u00(?i:%02x)|%b|&#0*%d;)" % (re.escape(bytes([c])), c, re.escape(in_html), c)
 
 
 class HttpAdapter:

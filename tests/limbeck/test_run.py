@@ -76,6 +76,8 @@ def test_a_cot_run_publishes_every_row_once_and_says_what_it_did(
     assert list(accepted[0]) == ["id", "input", "choices", "rationale", "label", "gold", "teacher", "call_key"]
     assert {row["id"]: row["reason"] for row in rejected}["near"] == "near_duplicate"
     assert all(row["raw"] for row in rejected)
+    as_it_came = {row["id"]: row["raw"] for row in rejected if row["stage"] == "curate"}  # one paragraph, here
+    assert len(as_it_came) == 2 and all(". So the answer is " in raw for raw in as_it_came.values())
     talk = [json.loads(line) for line in (run / "dataset.jsonl").read_text().splitlines()]
     assert len(talk) == 60 and [m["role"] for m in talk[0]["messages"]] == ["user", "assistant"]
     page = (run / "report.html").read_text()

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import html
 import json
 import pickle
 import zlib
@@ -233,17 +234,24 @@ def test_a_key_reaches_the_server_and_no_reply_of_any_kind(tmp_path: Path, provi
     assert "[key]" in reply.verdict.detail
 
 
+PLAIN, ODD = "sk-canary/Zq88+xx/KLMNOP12345", "sk-canary\"pa\\ss<&'KLMNOP12345"
+
+
 @pytest.mark.parametrize(
-    "escape",
+    ("key", "escape"),
     [
-        str,
-        lambda key: key.replace("/", "\\/"),
-        lambda key: key.replace("+", "\\u002B"),
-        lambda key: key.replace("/", "\\\\\\/"),
+        (PLAIN, str),
+        (PLAIN, lambda key: key.replace("/", "\\/")),
+        (PLAIN, lambda key: key.replace("+", "\\u002B")),
+        (PLAIN, lambda key: key.replace("/", "\\\\\\/")),
+        (ODD, lambda key: json.dumps(key)[1:-1]),
+        (ODD, lambda key: json.dumps(json.dumps(key))[3:-3]),
+        (ODD, lambda key: json.dumps(html.escape(key))[1:-1]),
     ],
 )
-def test_an_answer_that_echoes_the_key_holds_it_in_no_form(tmp_path: Path, escape: Callable[[str], str]) -> None:
-    key = "sk-canary/Zq88+xx/KLMNOP12345"
+def test_an_answer_that_echoes_the_key_holds_it_in_no_form(
+    tmp_path: Path, key: str, escape: Callable[[str], str]
+) -> None:
     (tmp_path / "key").write_text(key)
 
     async def echo(_: web.Request) -> web.Response:
