@@ -102,7 +102,7 @@ def replay(spec: Job, out: Path | str) -> Manifest:
     with refused_as_spec():
         if directory.earlier() is None:
             raise SpecError(f"{out} is not a run directory: it has no job.yaml", "name a --out of a run")
-        this.check()
+        this.check(asks=False)
     directory.open(spec, this.started())
     with _recorded(this):
         this.replay()

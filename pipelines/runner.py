@@ -76,13 +76,13 @@ class Run:
     _rounds_done: int = field(init=False, default=0)  # calls of the stage's earlier rounds
     _sending_from: float = field(init=False, default=0.0)
 
-    def check(self, sizes: bool = True, student: int = 0) -> None:
+    def check(self, sizes: bool = True, student: int = 0, asks: bool = True) -> None:
         """Everything that can be wrong before the first call. Touches nothing; raises `SpecError`. `student`: bytes on
-        disk of the student that is to be trained."""
+        disk of the student that is to be trained. asks: whether teachers will be asked, so that keys are needed."""
         self.directory.check(self.spec)
         self.journal.check()
         self._earlier, self._changes = self.directory.earlier(), self.directory.changes(self.spec)
-        for teacher in self.spec.teachers:
+        for teacher in self.spec.teachers if asks else ():
             lane_key(teacher)
             if teacher.provider == "embedded":
                 embedded.require_server()

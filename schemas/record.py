@@ -1,11 +1,16 @@
 """Rows: a record made it into the dataset, a rejection did not and says why."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+
+
+def storable(text: str) -> str:
+    """JSON can hold lone surrogates, UTF-8 and parquet cannot."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 class Record(BaseModel):
@@ -47,6 +52,11 @@ class Rejection:
     reason: str
     detail: str = ""
     raw: str = ""
+
+    def __post_init__(self) -> None:
+        """A refusal or a place in an answer that is quoted may hold what no parquet file can."""
+        for field in fields(self):
+            object.__setattr__(self, field.name, storable(getattr(self, field.name)))
 
 
 COLUMNS: dict[str, tuple[str, ...]] = {

@@ -65,11 +65,6 @@ def counted(found: Any, asked: str, given: str, *more_asked: str) -> Usage | Non
     return Usage(into, max(out, (whole_number(usage.get("total_tokens")) or 0) - into))
 
 
-def storable(text: str) -> str:
-    """JSON can hold lone surrogates, UTF-8 and parquet cannot."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
 def is_strict(schema: dict[str, Any]) -> bool:
     """Whether a schema lies in the subset that OpenAI's strict mode takes: an object, closed as all within it are, each
     property required, none of the keywords that it refuses. Where it does not, it goes out as a request only."""

@@ -8,7 +8,6 @@ the packages' own retries, which belong to Limbeck.
 """
 
 import functools
-import html
 import json
 import os
 import re
@@ -33,7 +32,17 @@ OPENAI_URL = "https://api.openai.com/v1"
 ANTHROPIC_URL = "https://api.anthropic.com"
 CONNECT_S = 10.0
 REDACTED = b"[key]"
-ALWAYS_ESCAPED = frozenset(b"\"\\&<>'")  # by writers of JSON or HTML
+ESCAPES = (
+    b"\\/",
+    b"\\u00",
+    b"&#",
+    b"&amp;",
+    b"%2",
+    b"%3",
+    b"%7",
+)  # signs that + / = and their like are escaped in a body
+NAMED = {ord("&"): b"amp", ord("<"): b"lt", ord(">"): b"gt", ord('"'): b"quot", ord("'"): b"apos"}  # by HTML
+ALWAYS_ESCAPED = frozenset({*NAMED, ord("\\")})
 SECRET_BYTES = 12  # a shorter key is a word that stands for none (`test`, `EMPTY`) and may be one of an answer
 MOST_HEADER = 256 * 1024  # of one line or field; aiohttp's 8 kB would lose a paid answer to a gateway's long cookie
 MOST_HEADERS = 1_024
@@ -88,10 +97,11 @@ def anthropic_sdk(teacher: Teacher, base_url: str | None, path: str) -> Sdk:
 
 def redacted(body: bytes, key: bytes) -> bytes:
     """A body without the key: a debug page or a gateway that echoes the request may hold it, as it is or as writers of
-    JSON and HTML escape it (PHP's \\/, .NET's \\u002B; a key with a quote is escaped by all of them)."""
+    JSON, HTML and addresses escape it (PHP's \\/, .NET's \\u002B, Go's &#43;, %2B; a quote is escaped by all of them).
+    In linear time: a model that loops may write a hundred thousand backslashes."""
     body = body.replace(key, REDACTED)
-    told_otherwise = b"\\/" in body or b"\\u00" in body or not ALWAYS_ESCAPED.isdisjoint(key)
-    return escaped(key).sub(REDACTED, body) if told_otherwise else body
+    is_escaped = not ALWAYS_ESCAPED.isdisjoint(key) or any(sign in body for sign in ESCAPES)
+    return escaped(key).sub(REDACTED, body) if is_escaped else body
 
 
 def judged(status: int, body: bytes, headers: Mapping[str, str], key: bytes) -> tuple[bytes, Verdict]:
@@ -108,13 +118,14 @@ def judged(status: int, body: bytes, headers: Mapping[str, str], key: bytes) -> 
 
 @functools.lru_cache(16)
 def escaped(key: bytes) -> re.Pattern[bytes]:
-    """The key with any of its characters escaped, once or again as JSON within JSON is."""
+    """The key with any of its characters escaped, up to four times as JSON within JSON is, any times as HTML."""
     return re.compile(b"".join(_forms(c) for c in key))
 
 
 def _forms(c: int) -> bytes:
-    in_html = html.escape(chr(c)).encode()
-    return rb"(?:\\*%b|\\+u00(?i:%02x)|%b|&#0*%d;)" % (re.escape(bytes([c])), c, re.escape(in_html), c)
+    named = rb"|%b" % NAMED[c] if c in NAMED else b""
+    in_html = rb"&(?:amp;){0,4}(?:#0{0,4}%d|#[xX]0{0,4}(?i:%x)%b);" % (c, c, named)
+    return rb"(?:\\{0,15}%b|\\{1,15}u00(?i:%02x)|%%(?i:%02x)|%b)" % (re.escape(bytes([c])), c, c, in_html)
 
 
 class HttpAdapter:

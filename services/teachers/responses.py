@@ -6,8 +6,9 @@ from typing import Any
 from schemas.call import Answer, Call, wire_messages
 from schemas.lane import Teacher
 from schemas.money import Usage
+from schemas.record import storable
 from services.teachers.chat import RATE_HEADERS, takes_temperature
-from services.teachers.dialect import NAME, counted, is_strict, parsed, storable
+from services.teachers.dialect import NAME, counted, is_strict, parsed
 
 
 class Responses:

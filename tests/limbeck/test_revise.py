@@ -68,10 +68,11 @@ def test_replay_curates_the_same_answers_by_another_rule_and_calls_nobody(
     run = tmp_path / "run"
     rows = jsonl([{"id": i, "input": f"What is thing number {i} good for?"} for i in range(20)])
     with teacher_server() as teacher:
-        paid = lane(teacher, price={"input": 1, "output": 1}, free=False)
+        (key := tmp_path / "key").write_text("sk-of-the-teacher")
+        paid = lane(teacher, price={"input": 1, "output": 1}, free=False, api_key=f"file:{key}")
         before = run_it(job(rows, teachers=[paid]), run)
         calls = teacher.bill()["calls"]
-    # The teacher is gone: whatever happens now, nobody is asked.
+    key.unlink()  # the teacher is gone, and so is its key: whatever happens now, nobody is asked
     near = {"dedup": {"exact": True, "near": {"threshold": 0.5}}}
     after = replay(run, job(rows, "near.yaml", teachers=[paid], curate=near))
     assert after.rows.rejected["near_duplicate"] > after.rows.accepted

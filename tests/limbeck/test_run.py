@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Finished
+from conftest import ROOT, Finished
 from teacher_server import RunningTeacher, teacher_server
 
 import limbeck as api
@@ -120,6 +120,15 @@ def test_instructions_are_written_answered_and_accounted_for(
     assert list(rows[0]) == [
         "id", "instruction", "response", "instruction_source", "example_ids", "topics", "teacher", "call_key",
     ]  # fmt: skip
+
+
+def test_the_example_of_rationales_runs(tmp_path: Path) -> None:
+    """With a scripted teacher, who names option (a) each time, in place of the embedded model."""
+    teachers = 'teachers=[{"provider": "scripted"}]'
+    said = api.run(load_job(ROOT / "examples" / "cot.yaml", [teachers]), tmp_path / "run", workers=1)
+    assert said.rows.accepted + sum(said.rows.rejected.values()) == said.rows.source == 24
+    row = table(tmp_path / "run", "dataset")[0]
+    assert row["rationale"] and row["label"] and row["gold"] in row["choices"]
 
 
 def test_calls_that_write_no_instruction_are_among_the_rejected_and_the_sum_holds(

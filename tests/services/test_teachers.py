@@ -5,6 +5,7 @@ import gzip
 import html
 import json
 import pickle
+import urllib.parse
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from schemas.money import Usage
 from services.teachers.adapter import DIALECTS, decode, dialect_of, open_adapter
 from services.teachers.chat import Chat
 from services.teachers.credentials import credential_id, lane_key, resolve_key
-from services.teachers.http import MOST_BODY, plain
+from services.teachers.http import MOST_BODY, REDACTED, plain, redacted
 from services.teachers.scripted import ScriptedAdapter
 from services.teachers.verdict import classify, hint_of
 
@@ -118,6 +119,11 @@ def test_a_body_that_is_no_answer_is_described_and_never_raises(body: bytes) -> 
 def test_text_that_utf_8_cannot_hold_is_made_storable() -> None:
     body = b'{"choices":[{"message":{"content":"a\\ud800b"},"finish_reason":"stop"}]}'
     assert Chat.decode(body).text == "a?b"
+
+
+def test_an_error_code_that_utf_8_cannot_hold_is_made_storable() -> None:
+    body = b'{"error":{"code":"bad \\ud83d","message":"x"}}'
+    assert classify(400, body, {}).detail == "HTTP 400 bad ?"
 
 
 async def served(handler: Any, teacher: dict[str, Any], call: Call = CALL) -> tuple[Reply, list[dict[str, Any]]]:
@@ -244,6 +250,11 @@ PLAIN, ODD = "sk-canary/Zq88+xx/KLMNOP12345", "sk-canary\"pa\\ss<&'KLMNOP12345"
         (PLAIN, lambda key: key.replace("/", "\\/")),
         (PLAIN, lambda key: key.replace("+", "\\u002B")),
         (PLAIN, lambda key: key.replace("/", "\\\\\\/")),
+        (PLAIN, lambda key: key.replace("+", "&#43;").replace("/", "&#x2F;")),
+        (PLAIN, lambda key: key.replace("+", "&amp;#43;")),
+        (PLAIN, lambda key: urllib.parse.quote(key, safe="")),
+        (ODD, lambda key: json.dumps(html.escape(key).replace("&#x27;", "&apos;"))[1:-1]),
+        (ODD, lambda key: json.dumps(html.escape(html.escape(key)))[1:-1]),
         (ODD, lambda key: json.dumps(key)[1:-1]),
         (ODD, lambda key: json.dumps(json.dumps(key))[3:-3]),
         (ODD, lambda key: json.dumps(html.escape(key))[1:-1]),
@@ -260,6 +271,11 @@ def test_an_answer_that_echoes_the_key_holds_it_in_no_form(
 
     reply, _ = asyncio.run(served(echo, {"provider": "openai", "api_key": f"file:{tmp_path}/key"}))
     assert decode("chat", reply.body).text == "it is [key] ok"
+
+
+def test_an_answer_of_nothing_but_backslashes_is_searched_for_the_key_in_linear_time() -> None:
+    body = b"\\u00e9 " + b"\\" * 1_000_000  # quadratic, it would take 20 minutes
+    assert redacted(body + b"sk-abcdef+ghijklm", b"sk-abcdef+ghijklm") == body + REDACTED
 
 
 def test_a_provider_s_own_address_written_out_is_the_provider() -> None:
