@@ -7,7 +7,9 @@ transport; earlier 1.0 ms through its `post` and 2.7 ms through `chat.completion
 the packages' own retries, which belong to Limbeck.
 """
 
+import dataclasses
 import functools
+import html.entities
 import json
 import os
 import re
@@ -32,17 +34,8 @@ OPENAI_URL = "https://api.openai.com/v1"
 ANTHROPIC_URL = "https://api.anthropic.com"
 CONNECT_S = 10.0
 REDACTED = b"[key]"
-ESCAPES = (
-    b"\\/",
-    b"\\u00",
-    b"&#",
-    b"&amp;",
-    b"%2",
-    b"%3",
-    b"%7",
-)  # signs that + / = and their like are escaped in a body
-NAMED = {ord("&"): b"amp", ord("<"): b"lt", ord(">"): b"gt", ord('"'): b"quot", ord("'"): b"apos"}  # by HTML
-ALWAYS_ESCAPED = frozenset({*NAMED, ord("\\")})
+ALL_ESCAPED = (b"\\u00", b"&#")  # signs of a writer that escapes letters and digits, too
+WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")  # which JSON readers tell by their zeros
 SECRET_BYTES = 12  # a shorter key is a word that stands for none (`test`, `EMPTY`) and may be one of an answer
 MOST_HEADER = 256 * 1024  # of one line or field; aiohttp's 8 kB would lose a paid answer to a gateway's long cookie
 MOST_HEADERS = 1_024
@@ -100,32 +93,43 @@ def redacted(body: bytes, key: bytes) -> bytes:
     JSON, HTML and addresses escape it (PHP's \\/, .NET's \\u002B, Go's &#43;, %2B; a quote is escaped by all of them).
     In linear time: a model that loops may write a hundred thousand backslashes."""
     body = body.replace(key, REDACTED)
-    is_escaped = not ALWAYS_ESCAPED.isdisjoint(key) or any(sign in body for sign in ESCAPES)
-    return escaped(key).sub(REDACTED, body) if is_escaped else body
+    if b"\0" in body:
+        for encoding in WIDE:
+            body = body.replace(key.decode("latin-1").encode(encoding), REDACTED.decode().encode(encoding))
+    pattern, telling = escaped(key)
+    return pattern.sub(REDACTED, body) if any(sign in body for sign in (telling, *ALL_ESCAPED)) else body
 
 
 def judged(status: int, body: bytes, headers: Mapping[str, str], key: bytes) -> tuple[bytes, Verdict]:
-    """(the body without the key, the verdict on that: an error's code may quote the key, too). A key that is a word
-    stays in an answer."""
+    """(the body without the key, the verdict on it without the key: an error's code may quote it, too). A key that is a
+    word stays in an answer, and says nothing about an error."""
     if len(key) >= SECRET_BYTES:
         body = redacted(body, key)
     verdict = classify(status, body, headers)
     if verdict.kind is VerdictKind.ANSWERED or not 0 < len(key) < SECRET_BYTES:
         return body, verdict
-    body = redacted(body, key)
-    return body, classify(status, body, headers)
+    return redacted(body, key), dataclasses.replace(verdict, detail=redacted(verdict.detail.encode(), key).decode())
 
 
 @functools.lru_cache(16)
-def escaped(key: bytes) -> re.Pattern[bytes]:
-    """The key with any of its characters escaped, up to four times as JSON within JSON is, any times as HTML."""
-    return re.compile(b"".join(_forms(c) for c in key))
+def escaped(key: bytes) -> tuple[re.Pattern[bytes], bytes]:
+    """(the key with any of its characters escaped, once or again as JSON within JSON is; its longest part that few
+    writers escape). Runs of backslashes are taken whole and never given back, so that no two parts contend for them."""
+    parts = re.findall(rb"\\+|[^\\]", key, re.DOTALL)
+    whole = re.compile(b"".join(_backslashes(len(p)) if p[:1] == b"\\" else _forms(p[0]) for p in parts))
+    return whole, max(re.findall(rb"[A-Za-z0-9]*", key), key=len)
+
+
+def _backslashes(count: int) -> bytes:
+    return rb"(?:\\{%d,%d}+|(?:\\{1,15}+u005[cC]){%d})" % (count, 16 * count, count)
 
 
 def _forms(c: int) -> bytes:
-    named = rb"|%b" % NAMED[c] if c in NAMED else b""
-    in_html = rb"&(?:amp;){0,4}(?:#0{0,4}%d|#[xX]0{0,4}(?i:%x)%b);" % (c, c, named)
-    return rb"(?:\\{0,15}%b|\\{1,15}u00(?i:%02x)|%%(?i:%02x)|%b)" % (re.escape(bytes([c])), c, c, in_html)
+    names = b"|".join(sorted(name.rstrip(";").encode() for name, text in html.entities.html5.items() if text == chr(c)))
+    in_html = rb"&(?:amp;){0,4}(?:#0{0,4}%d|#[xX]0{0,4}(?i:%x)%b);?" % (c, c, b"|" + names if names else b"")
+    return rb"(?:\\{0,15}+(?:%b|u00(?i:%02x)|x(?i:%02x))|%%(?:25){0,4}(?i:%02x)|%b)" % (
+        re.escape(bytes([c])), c, c, c, in_html,
+    )  # fmt: skip
 
 
 class HttpAdapter:

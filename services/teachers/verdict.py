@@ -49,7 +49,8 @@ def codes_of(error: Mapping[str, Any]) -> list[str]:
     """The error's codes, the most telling first: Anthropic's details.error_code, then `code`, then `type`."""
     details = error.get("details")
     inner = details.get("error_code") if isinstance(details, dict) else None
-    return [storable(str(code)) for code in (inner, error.get("code"), error.get("type")) if code]
+    found = (storable(str(code)) for code in (inner, error.get("code"), error.get("type")) if code)
+    return ["".join(c if c.isprintable() else "?" for c in code) for code in found]  # they are shown in terminals
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -64,7 +65,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     try:
         then, now = (parsedate_to_datetime(headers.get(name, "")) for name in ("retry-after", "date"))
         return min(max(0.0, (then - now).total_seconds()), LONGEST_WAIT_S)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):  # the last for a year or an hour of twenty digits
         return None
 
 
