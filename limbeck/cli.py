@@ -95,11 +95,16 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
         fail(LimbeckError(f"{type(error).__name__}: {lines[0][:300]}", hint))
 
 
+def _line(text: str) -> str:
+    """One line that a terminal only shows: what a source or a server wrote may hold its control characters."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
 def fail(error: LimbeckError) -> None:
     """Print an error and leave with its status."""
-    print(f"limbeck: {' '.join(error.message.split())}", file=sys.stderr)
+    print(f"limbeck: {_line(error.message)}", file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(f"hint: {_line(error.hint)}", file=sys.stderr)
     raise typer.Exit(error.exit_status)
 
 

@@ -45,6 +45,12 @@ def test_a_spec_that_is_not_there_or_not_yaml_or_not_a_mapping(tmp_path: Path) -
     assert not out.exists()
 
 
+def test_an_error_that_quotes_a_row_leaves_the_terminal_as_it_is(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    rows = jsonl([{"id": 1, "\x1b[2Jquestion": "What?"}])
+    said = refused("run", job(rows), "--out", tmp_path / "run")
+    assert "?[2Jquestion" in said and "\x1b" not in said
+
+
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
