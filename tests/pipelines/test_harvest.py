@@ -4,7 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.answer_schema import misfit
@@ -28,6 +28,7 @@ def written(*rejections: Rejection) -> list[dict[str, str]]:
         return found
 
 
+@settings(deadline=None)  # each writes a file
 @given(ANY, ANY, ANY)
 def test_a_rejection_of_any_text_is_written(row_id: str, detail: str, raw: str) -> None:
     (found,) = written(Rejection(row_id, "answer", "refused", detail, raw))
