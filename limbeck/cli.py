@@ -13,6 +13,7 @@ import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError  # its only place
 
 from schemas.errors import UNFORESEEN, Interrupted, LimbeckError, SpecError, refused_as_spec
+from schemas.text import printable
 
 
 class OneLine(typer.core.TyperGroup):
@@ -95,16 +96,11 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
         fail(LimbeckError(f"{type(error).__name__}: {lines[0][:300]}", hint))
 
 
-def _line(text: str) -> str:
-    """One line that a terminal only shows: what a source or a server wrote may hold its control characters."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-
-
 def fail(error: LimbeckError) -> None:
-    """Print an error and leave with its status."""
-    print(f"limbeck: {_line(error.message)}", file=sys.stderr)
+    """Print an error, which may quote a source or a server, and leave with its status."""
+    print(f"limbeck: {printable(' '.join(error.message.split()))}", file=sys.stderr)
     if error.hint:
-        print(f"hint: {_line(error.hint)}", file=sys.stderr)
+        print(f"hint: {printable(error.hint)}", file=sys.stderr)
     raise typer.Exit(error.exit_status)
 
 

@@ -5,12 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
+from schemas.text import storable
+
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
-
-
-def storable(text: str) -> str:
-    """JSON can hold lone surrogates, UTF-8 and parquet cannot."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 class Record(BaseModel):

@@ -7,7 +7,7 @@ from typing import Any
 from schemas.call import Answer, Call, wire_messages
 from schemas.lane import Teacher
 from schemas.money import Usage
-from schemas.record import storable
+from schemas.text import storable
 from services.teachers.dialect import NAME, counted, is_strict, parsed
 
 REASONING = re.compile(r"(gpt-5|o\d)")  # OpenAI's models of these names answer 400 to any temperature but their own

@@ -7,12 +7,8 @@ transport; earlier 1.0 ms through its `post` and 2.7 ms through `chat.completion
 the packages' own retries, which belong to Limbeck.
 """
 
-import dataclasses
-import functools
-import html.entities
 import json
 import os
-import re
 import socket
 import ssl
 import time
@@ -28,15 +24,12 @@ from schemas.call import Call, RateHint, Reply, Verdict, VerdictKind
 from schemas.lane import Teacher
 from services.teachers.credentials import NO_KEY, lane_key
 from services.teachers.dialect import Dialect
-from services.teachers.verdict import classify, hint_of
+from services.teachers.redaction import judged
+from services.teachers.verdict import hint_of
 
 OPENAI_URL = "https://api.openai.com/v1"
 ANTHROPIC_URL = "https://api.anthropic.com"
 CONNECT_S = 10.0
-REDACTED = b"[key]"
-ALL_ESCAPED = (b"\\u00", b"&#")  # signs of a writer that escapes letters and digits, too
-WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")  # which JSON readers tell by their zeros
-SECRET_BYTES = 12  # a shorter key is a word that stands for none (`test`, `EMPTY`) and may be one of an answer
 MOST_HEADER = 256 * 1024  # of one line or field; aiohttp's 8 kB would lose a paid answer to a gateway's long cookie
 MOST_HEADERS = 1_024
 MOST_BODY = 64 * 2**20  # of a body that is unpacked here
@@ -86,50 +79,6 @@ def anthropic_sdk(teacher: Teacher, base_url: str | None, path: str) -> Sdk:
     client = anthropic.Anthropic(api_key=key, base_url=place or ANTHROPIC_URL, max_retries=0)
     # The SDK sends a bearer token since 1.0; compatible gateways read x-api-key.
     return _sdk(client, path, key, **({"x-api-key": key} if place else {}))
-
-
-def redacted(body: bytes, key: bytes) -> bytes:
-    """A body without the key: a debug page or a gateway that echoes the request may hold it, as it is or as writers of
-    JSON, HTML and addresses escape it (PHP's \\/, .NET's \\u002B, Go's &#43;, %2B; a quote is escaped by all of them).
-    In linear time: a model that loops may write a hundred thousand backslashes."""
-    body = body.replace(key, REDACTED)
-    if b"\0" in body:
-        for encoding in WIDE:
-            body = body.replace(key.decode("latin-1").encode(encoding), REDACTED.decode().encode(encoding))
-    pattern, telling = escaped(key)
-    return pattern.sub(REDACTED, body) if any(sign in body for sign in (telling, *ALL_ESCAPED)) else body
-
-
-def judged(status: int, body: bytes, headers: Mapping[str, str], key: bytes) -> tuple[bytes, Verdict]:
-    """(the body without the key, the verdict on it without the key: an error's code may quote it, too). A key that is a
-    word stays in an answer, and says nothing about an error."""
-    if len(key) >= SECRET_BYTES:
-        body = redacted(body, key)
-    verdict = classify(status, body, headers)
-    if verdict.kind is VerdictKind.ANSWERED or not 0 < len(key) < SECRET_BYTES:
-        return body, verdict
-    return redacted(body, key), dataclasses.replace(verdict, detail=redacted(verdict.detail.encode(), key).decode())
-
-
-@functools.lru_cache(16)
-def escaped(key: bytes) -> tuple[re.Pattern[bytes], bytes]:
-    """(the key with any of its characters escaped, once or again as JSON within JSON is; its longest part that few
-    writers escape). Runs of backslashes are taken whole and never given back, so that no two parts contend for them."""
-    parts = re.findall(rb"\\+|[^\\]", key, re.DOTALL)
-    whole = re.compile(b"".join(_backslashes(len(p)) if p[:1] == b"\\" else _forms(p[0]) for p in parts))
-    return whole, max(re.findall(rb"[A-Za-z0-9]*", key), key=len)
-
-
-def _backslashes(count: int) -> bytes:
-    return rb"(?:\\{%d,%d}+|(?:\\{1,15}+u005[cC]){%d})" % (count, 16 * count, count)
-
-
-def _forms(c: int) -> bytes:
-    names = b"|".join(sorted(name.rstrip(";").encode() for name, text in html.entities.html5.items() if text == chr(c)))
-    in_html = rb"&(?:amp;){0,4}(?:#0{0,4}%d|#[xX]0{0,4}(?i:%x)%b);?" % (c, c, b"|" + names if names else b"")
-    return rb"(?:\\{0,15}+(?:%b|u00(?i:%02x)|x(?i:%02x))|%%(?:25){0,4}(?i:%02x)|%b)" % (
-        re.escape(bytes([c])), c, c, c, in_html,
-    )  # fmt: skip
 
 
 class HttpAdapter:

@@ -7,7 +7,7 @@ from typing import Any
 from schemas.call import Answer, Call
 from schemas.lane import Teacher
 from schemas.money import Usage
-from schemas.record import storable
+from schemas.text import storable
 from services.teachers.dialect import NAME, counted, parsed
 
 LOST = {"definitions", "patternProperties", "unevaluatedProperties", "if", "then", "not", "dependentSchemas",

@@ -6,7 +6,7 @@ from typing import Any
 from schemas.call import Answer, Call, wire_messages
 from schemas.lane import Teacher
 from schemas.money import Usage
-from schemas.record import storable
+from schemas.text import storable
 from services.teachers.chat import RATE_HEADERS, takes_temperature
 from services.teachers.dialect import NAME, counted, is_strict, parsed
 

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from schemas.call import RateHint, Verdict, VerdictKind
-from schemas.record import storable
+from schemas.text import printable
 
 OUT_OF_MONEY = {
     "insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded",
@@ -49,8 +49,7 @@ def codes_of(error: Mapping[str, Any]) -> list[str]:
     """The error's codes, the most telling first: Anthropic's details.error_code, then `code`, then `type`."""
     details = error.get("details")
     inner = details.get("error_code") if isinstance(details, dict) else None
-    found = (storable(str(code)) for code in (inner, error.get("code"), error.get("type")) if code)
-    return ["".join(c if c.isprintable() else "?" for c in code) for code in found]  # they are shown in terminals
+    return [printable(str(code)) for code in (inner, error.get("code"), error.get("type")) if code]
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

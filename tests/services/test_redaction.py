@@ -9,7 +9,7 @@ import pytest
 
 from schemas.call import VerdictKind
 from services.teachers.adapter import decode
-from services.teachers.http import REDACTED, judged, redacted
+from services.teachers.redaction import REDACTED, judged, redacted
 
 PLAIN, ODD = "sk-canary/Zq88+xx/KLMNOP12345", "sk-canary\"pa\\ss<&'KLMNOP12345"
 
