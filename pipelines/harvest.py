@@ -32,8 +32,6 @@ SCHEMAS = {
          ("id", "instruction", "response", "instruction_source", "example_ids", "topics", "teacher", "call_key")]
     ),
 }  # fmt: skip
-RAW = "raw"  # beside a staged record: the answer as it came, for duplicates are rejected with it
-STAGED = {name: schema.append(pa.field(RAW, pa.string())) for name, schema in SCHEMAS.items()}
 REJECTED = pa.schema([(n, pa.string()) for n in ("id", "stage", "reason", "detail", "raw")])
 
 
@@ -119,6 +117,11 @@ class Answers:
                 return frame, model, key.hex()
         return None
 
+    def text(self, key: str) -> str:
+        """The text of the answer to a call key in hex, as its teacher wrote it."""
+        frame = self.index.answer(bytes.fromhex(key))
+        return "" if frame is None else decode(frame.meta["dialect"], frame.body).text or ""
+
     def has(self, call: Call) -> bool:
         """Whether a call is paid for."""
         content = call.content()
@@ -158,7 +161,7 @@ def harvest(
             rejected.add(Rejection(row.id, "source", row.reason, f"{row.where}: {row.detail}", row.raw))
             continue
         call = plan.call(row)
-        outcome, text = _outcome(call, row, answers, read)
+        outcome = _outcome(call, row, answers, read)
         if outcome is None and (failure := answers.failure(call)):
             detail, raw = failure.meta["detail"], readable(failure.body)
             outcome = Rejection(row.id, "teacher", failure.meta["kind"], detail, raw)
@@ -169,18 +172,16 @@ def harvest(
         elif isinstance(outcome, Rejection):
             rejected.add(outcome)
         else:
-            accepted.add({**outcome.model_dump(), RAW: text})
+            accepted.add(outcome.model_dump())
     return pending
 
 
-def _outcome(call: Call, row: Row, answers: Answers, read: Read) -> tuple[Record | Rejection | None, str]:
-    """(what became of the answer to a row, its text)."""
+def _outcome(call: Call, row: Row, answers: Answers, read: Read) -> Record | Rejection | None:
     found = answers.frame(call)
     if found is None:
-        return None, ""
+        return None
     frame, teacher, key = found
-    answer = decode(frame.meta["dialect"], frame.body)
-    return read(row, answer, teacher, key, readable(frame.body)), answer.text or ""
+    return read(row, decode(frame.meta["dialect"], frame.body), teacher, key, readable(frame.body))
 
 
 def texts(path: Path, columns: Sequence[str]) -> Iterator[str]:

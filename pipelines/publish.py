@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipelines.curate import Dropped
 from pipelines.dedup import Duplicate
-from pipelines.harvest import BATCH, RAW, SCHEMAS, Rejections, RowWriter
+from pipelines.harvest import BATCH, SCHEMAS, Answers, Rejections, RowWriter
 from pipelines.rundir import RunDirectory, move_folder
 from schemas.job import JobSpec
 from schemas.record import COLUMNS, Rejection, conversation
@@ -58,8 +58,11 @@ class Sampler:
             self.kept[slot] = item
 
 
-def publish(spec: JobSpec, run: RunDirectory, staged: Path, dropped: Dropped, rejected: Rejections) -> Published:
-    """Write `dataset/` (and `dataset.jsonl`), each moved into place whole. Dropped rows go to `rejected`."""
+def publish(
+    spec: JobSpec, run: RunDirectory, staged: Path, dropped: Dropped, rejected: Rejections, answers: Answers
+) -> Published:
+    """Write `dataset/` (and `dataset.jsonl`), each moved into place whole. Dropped rows go to `rejected`, with what
+    `answers` holds for them."""
     total = pq.ParquetFile(staged).metadata.num_rows - len(dropped.by_position)
     shards = max(1, -(-total // SHARD_ROWS))
     folder = run.scratch("dataset")
@@ -69,10 +72,9 @@ def publish(spec: JobSpec, run: RunDirectory, staged: Path, dropped: Dropped, re
     kept_text = _texts_of(staged, {d.kept for d in dropped.by_position.values()})
     writer: RowWriter | None = None
     for position, row in enumerate(staged_rows(staged)):
-        raw = row.pop(RAW)
         if (drop := dropped.by_position.get(position)) is not None:
             kept = kept_text[drop.kept]
-            rejected.add(_duplicate(row["id"], drop, kept["id"], raw))
+            rejected.add(_duplicate(row, drop, kept["id"], answers))
             if len(out.clusters) < SAMPLES and drop.reason == "near_duplicate":
                 out.clusters.append((_asked(kept), _asked(row), drop.score))
             continue
@@ -123,8 +125,9 @@ def _asked(row: dict[str, Any]) -> str:
     return text
 
 
-def _duplicate(row_id: str, drop: Duplicate, kept_id: str, raw: str) -> Rejection:
-    return Rejection(row_id, "curate", drop.reason, f"repeats {kept_id} (similarity {drop.score:.3f})", raw)
+def _duplicate(row: dict[str, Any], drop: Duplicate, kept_id: str, answers: Answers) -> Rejection:
+    detail = f"repeats {kept_id} (similarity {drop.score:.3f})"
+    return Rejection(row["id"], "curate", drop.reason, detail, answers.text(row["call_key"]))
 
 
 def _agreement(row: dict[str, Any], out: Published) -> None:

@@ -12,7 +12,7 @@ from pipelines.card import card
 from pipelines.curate import curate
 from pipelines.harvest import (
     REJECTED,
-    STAGED,
+    SCHEMAS,
     Answers,
     Missing,
     Read,
@@ -48,7 +48,7 @@ from services.teachers.credentials import lane_key
 SAVE_EVERY_S = 1.0
 TOO_FEW = "instructions where"
 ROUNDS = 4  # of asking for more instructions while fewer than wanted were written
-COPIES = 5  # of a row's text on disk: staged as read and as it came, published, as messages, in the report
+COPIES = 4  # of a row's text on disk: staged, published, as messages, in the report
 STATES: dict[type[LimbeckError], State] = {BudgetExhausted: "exhausted", Interrupted: "interrupted"}
 Watch = Callable[[Manifest], None]
 
@@ -398,20 +398,21 @@ class Run:
         rejected = Rejections(RowWriter(rejected_folder / "part-00000.parquet", REJECTED))
         told = (*OURS, TOO_FEW)
         self.manifest.warnings = [w for w in self.manifest.warnings if not any(words in w for words in told)]
-        with self.stage("harvest"), self._answers() as answers:
-            accepted = RowWriter(staged, STAGED[self.spec.pipeline])
-            pending = harvest(plan, answers, self._reader(plan), missing, accepted, rejected)
-            accepted.close()
-            generated = self._instruction_rejections(plan, answers, rejected)
-            self._exact_counts(answers.index.totals)
-        with self.stage("curate"):
-            dropped = curate(staged, self.spec.pipeline, self.spec.curate)
-        with self.stage("publish"):
-            published = publish(self.spec, self.directory, staged, dropped, rejected)
-            rejected.writer.close()
-            shown = shown_rejections(rejected_folder / "part-00000.parquet")
-            move_folder(rejected_folder, self.directory.rejected)
-            staged.unlink()
+        with self._answers() as answers:
+            with self.stage("harvest"):
+                accepted = RowWriter(staged, SCHEMAS[self.spec.pipeline])
+                pending = harvest(plan, answers, self._reader(plan), missing, accepted, rejected)
+                accepted.close()
+                generated = self._instruction_rejections(plan, answers, rejected)
+                self._exact_counts(answers.index.totals)
+            with self.stage("curate"):
+                dropped = curate(staged, self.spec.pipeline, self.spec.curate)
+            with self.stage("publish"):
+                published = publish(self.spec, self.directory, staged, dropped, rejected, answers)
+                rejected.writer.close()
+        shown = shown_rejections(rejected_folder / "part-00000.parquet")
+        move_folder(rejected_folder, self.directory.rejected)
+        staged.unlink()
         self._tally(published, rejected, generated)
         keep_for_report(self.directory, published, shown)
         self.describe()
