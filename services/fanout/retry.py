@@ -19,8 +19,8 @@ ATTEMPTS = {
     VerdictKind.IN_DOUBT: 3,
 }
 BLIP_S = 15.0  # a network that is gone for so long comes back without a lane being given up
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
-_backoff = wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
+_backoff = wait_random_exponential(multiplier=FIRST_BACKOFF_S, max=LONGEST_BACKOFF_S)
 
 
 def _reply(state: RetryCallState) -> Reply:
