@@ -12,6 +12,7 @@ from schemas.call import Reply, VerdictKind
 from schemas.money import Amount
 from services.admission.charging import Charging
 from services.admission.pool import LEASE_S, PERIOD_S, Grant, Report
+from services.fanout.reach import PROBE_S, Reach
 from services.fanout.size import Demand
 from services.ledger.books import NOTHING, Account, Advance
 
@@ -48,6 +49,7 @@ class Allowance:
     banked: bool
     window: int = 0
     in_flight: int = 0
+    reach: Reach = field(default_factory=Reach)
     _levels: dict[str, float] = field(default_factory=dict)
     _refunds: dict[str, float] = field(default_factory=dict)  # for the governor, not for the next call
     _capacity: dict[str, float] = field(default_factory=dict)
@@ -70,7 +72,7 @@ class Allowance:
 
     def may_start(self, demand: Demand, now: Seconds) -> bool:
         """Whether a call that takes `demand` may leave now."""
-        if self.in_flight >= self.window or now < self._pause_until:
+        if self.in_flight >= (1 if self.reach.is_lost else self.window) or now < self._pause_until:
             return False
         if self.governed and now > self._until:
             return False
@@ -123,6 +125,9 @@ class Allowance:
         if self.banked:
             self._idle = self._idle.plus(demand.money.minus(cost))
         self._count(reply)
+        self.reach.heard(reply.verdict.kind, now)
+        if self.reach.is_lost:
+            self._pause_until = max(self._pause_until, now + PROBE_S)
         if reply.verdict.kind is VerdictKind.RATE_LIMITED and self.governed and not self._levels:
             # Nobody knows the limit: until the governor has heard of it, others would be refused as quickly.
             self._pause_until = max(self._pause_until, now + REST_S)

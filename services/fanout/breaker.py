@@ -50,7 +50,7 @@ class Breaker:
     def failed(self, number: int, kind: VerdictKind, known: bool = False) -> Fault:
         """A call is given up. known: it failed in an earlier start, too, so that it tells little about the lane. Where
         it may be paid for each time, it is then settled all the same: money goes before certainty."""
-        if kind.closes_lane or kind is VerdictKind.UNREACHABLE:
+        if kind.closes_lane:
             return Fault(False, True)
         if kind is not VerdictKind.BAD_REQUEST and not kind.retried:
             return Fault(True, False)  # refused, or too large: said of this very call

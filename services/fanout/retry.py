@@ -14,11 +14,9 @@ ATTEMPTS = {
     VerdictKind.RAMP_LIMITED: 40,
     VerdictKind.OVERLOADED: 10,
     VerdictKind.TRANSIENT: 6,
-    VerdictKind.UNREACHABLE: 6,
     VerdictKind.TIMEOUT: 3,
     VerdictKind.IN_DOUBT: 3,
 }
-BLIP_S = 15.0  # a network that is gone for so long comes back without a lane being given up
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 _backoff = wait_random_exponential(multiplier=FIRST_BACKOFF_S, max=LONGEST_BACKOFF_S)
 
@@ -38,8 +36,8 @@ class _GiveUp:
     def __call__(self, state: RetryCallState) -> bool:
         kind = _reply(state).verdict.kind
         self._seen[kind] += 1
-        if kind is VerdictKind.UNREACHABLE and (state.seconds_since_start or 0.0) < BLIP_S:
-            return False
+        if kind is VerdictKind.UNREACHABLE:
+            return False  # a lane is given up for it (`reach`), not a call
         return self._seen[kind] >= ATTEMPTS.get(kind, 1)
 
 

@@ -180,6 +180,9 @@ class Sender:
             self.delta.sent += 1
             self.delta.retried += again
             reply = await self._adapter.send(call)
+            if reply.verdict.kind is VerdictKind.UNREACHABLE:  # it never left
+                self.delta.sent -= 1
+                self.delta.retried -= again
             cost = self._record(key, attempt, demand, reply)
             if reply.verdict.kind.closes_lane:
                 self._close(reply.verdict)  # before another call takes this one's place
@@ -190,6 +193,8 @@ class Sender:
         finally:
             now = loop.time()
             self._allowance.settle(demand, reply, cost, sent_at, now)
+            if self._allowance.reach.is_gone(now):
+                self._close(reply.verdict)
             self._start_waiting(now)
         return reply
 

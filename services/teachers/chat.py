@@ -11,7 +11,10 @@ from schemas.text import storable
 from services.teachers.dialect import NAME, counted, is_strict, parsed
 
 REASONING = re.compile(r"(gpt-5|o\d)")  # OpenAI's models of these names answer 400 to any temperature but their own
-RATE_HEADERS = {name: (f"x-ratelimit-limit-{name}", f"x-ratelimit-remaining-{name}") for name in ("requests", "tokens")}
+RATE_HEADERS = {
+    ours: [(f"x-ratelimit-limit-{name}", f"x-ratelimit-remaining-{name}") for name in wire]
+    for ours, wire in {"requests": ["requests"], "tokens": ["tokens", "project-tokens"]}.items()
+}
 
 
 def takes_temperature(teacher: Teacher) -> bool:

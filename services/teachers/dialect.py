@@ -1,11 +1,11 @@
 """What tells one wire dialect from another. A new provider is one file with a `Dialect` and its recorded shapes."""
 
 import json
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 from schemas.call import Answer, Call
 from schemas.money import Usage
+from services.teachers.verdict import RateHeaders
 
 REFUSED_IF_STRICT = {
     "allOf", "oneOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "patternProperties",
@@ -18,15 +18,14 @@ NAME = "answer"  # of the schema or the tool that structured output goes by
 class Dialect(Protocol):
     """A provider's request and answer, as plain functions of bytes.
 
-    `rate_headers` maps our limit names to the (limit, remaining) headers of the wire. `decode` and `usage` never
-    raise: a paid answer is kept whatever it holds.
+    `decode` and `usage` never raise: a paid answer is kept whatever it holds.
     """
 
     @property
     def path(self) -> str: ...
 
     @property
-    def rate_headers(self) -> Mapping[str, tuple[str, str]]: ...
+    def rate_headers(self) -> RateHeaders: ...
 
     def request(self, call: Call) -> dict[str, Any]: ...
 

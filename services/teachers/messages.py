@@ -61,7 +61,7 @@ class Messages:
     name = "messages"
     path = "/v1/messages"
     rate_headers = {
-        ours: (f"anthropic-ratelimit-{wire}-limit", f"anthropic-ratelimit-{wire}-remaining")
+        ours: [(f"anthropic-ratelimit-{wire}-limit", f"anthropic-ratelimit-{wire}-remaining")]
         for ours, wire in (
             ("requests", "requests"), ("tokens", "tokens"), ("input", "input-tokens"), ("output", "output-tokens"),
         )

@@ -10,7 +10,8 @@ from schemas.call import Verdict, VerdictKind
 from services.teachers.verdict import classify
 
 REDACTED = b"[key]"
-ALL_ESCAPED = (b"\\u00", b"&#")  # signs of a writer that escapes letters and digits, too
+# A writer that escapes letters and digits, too; \u00e9, which many make of an accent, is no sign of one.
+ALL_ESCAPED = re.compile(rb"\\u00[2-7]")
 WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")  # which JSON readers tell by their zeros
 SECRET_BYTES = 12  # a shorter key is a word that stands for none (`test`, `EMPTY`) and may be one of an answer
 
@@ -24,7 +25,8 @@ def redacted(body: bytes, key: bytes) -> bytes:
         for encoding in WIDE:
             body = body.replace(key.decode("latin-1").encode(encoding), REDACTED.decode().encode(encoding))
     pattern, telling = escaped(key)
-    return pattern.sub(REDACTED, body) if any(sign in body for sign in (telling, *ALL_ESCAPED)) else body
+    may_hold = telling in body or b"&#" in body or (b"\\u00" in body and ALL_ESCAPED.search(body))
+    return pattern.sub(REDACTED, body) if may_hold else body
 
 
 def judged(status: int, body: bytes, headers: Mapping[str, str], key: bytes) -> tuple[bytes, Verdict]:

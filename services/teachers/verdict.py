@@ -8,7 +8,7 @@ all the same, `NO_MONEY`: they come without a code of their own.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -27,6 +27,7 @@ AUTH = {"organization_on_hold", "authentication_error", "permission_error", "inv
 # Anthropic's self-set cap and its empty account are an invalid_request_error, like any wrong parameter.
 NO_MONEY = ("You have reached your specified API usage limits", "Your credit balance is too low")
 LONGEST_WAIT_S = 3_600.0  # a server that asks for more is asked again after this
+RateHeaders = Mapping[str, Sequence[tuple[str, str]]]  # our name: the wire's (limit, remaining)
 ERROR = re.compile(rb'"error"\s*:\s*[{"]')
 STATUS = {
     "rate_limit_error": 429, "rate_limit_exceeded": 429, "overloaded_error": 529, "authentication_error": 401,
@@ -123,18 +124,20 @@ def _kind(status: int, codes: set[str]) -> VerdictKind:
     return VerdictKind.TOO_LARGE if status == 413 or codes & TOO_LONG else VerdictKind.BAD_REQUEST
 
 
-def hint_of(headers: Mapping[str, str], names: Mapping[str, tuple[str, str]]) -> RateHint | None:
-    """Limits in `headers`; `names` maps ours to the wire's (limit, remaining). Gateways send -1, 0 and nonsense where
-    they know nothing: a limit that is not above 0 counts as absent, and its `remaining` with it."""
-    limits, remaining = {}, {}
-    for name, (limit_name, remaining_name) in names.items():
-        limit = _number(headers.get(limit_name))
-        if limit is None or limit <= 0:
-            continue
-        limits[name] = limit
-        left = _number(headers.get(remaining_name))
-        if left is not None and 0 <= left <= limit:
-            remaining[name] = left
+def hint_of(headers: Mapping[str, str], names: RateHeaders) -> RateHint | None:
+    """Limits in `headers`, of several for one thing (an organisation's and a project's) the smallest. Gateways send -1,
+    0 and nonsense where they know nothing: a limit that is not above 0 counts as absent, its `remaining` with it."""
+    limits: dict[str, float] = {}
+    remaining: dict[str, float] = {}
+    for name, wire in names.items():
+        for limit_name, remaining_name in wire:
+            limit = _number(headers.get(limit_name))
+            if limit is None or limit <= 0:
+                continue
+            limits[name] = min(limit, limits.get(name, limit))
+            left = _number(headers.get(remaining_name))
+            if left is not None and 0 <= left <= limit:
+                remaining[name] = min(left, remaining.get(name, left))
     return RateHint(limits, remaining) if limits else None
 
 

@@ -62,9 +62,7 @@ def test_some_verdicts_never_speak_of_the_call(kind: VerdictKind) -> None:
     assert not any(fault.settled for fault in ended(fates, kind))
 
 
-@pytest.mark.parametrize(
-    "kind", [VerdictKind.AUTH, VerdictKind.OUT_OF_MONEY, VerdictKind.MISDIRECTED, VerdictKind.UNREACHABLE]
-)
+@pytest.mark.parametrize("kind", [VerdictKind.AUTH, VerdictKind.OUT_OF_MONEY, VerdictKind.MISDIRECTED])
 def test_a_verdict_on_the_account_or_the_way_there_closes_a_lane_at_once(kind: VerdictKind) -> None:
     assert ended([True] * 50 + [False] + [True] * 50, kind) == [DOWN]
 

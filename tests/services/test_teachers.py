@@ -16,7 +16,7 @@ from schemas.errors import SpecError
 from schemas.lane import Teacher
 from schemas.money import Usage
 from services.teachers.adapter import DIALECTS, decode, dialect_of, open_adapter
-from services.teachers.chat import Chat
+from services.teachers.chat import RATE_HEADERS, Chat
 from services.teachers.credentials import credential_id, lane_key, resolve_key
 from services.teachers.http import MOST_BODY, plain
 from services.teachers.scripted import ScriptedAdapter
@@ -384,6 +384,13 @@ def test_limits_are_read_from_the_headers_of_both_providers_and_nonsense_is_not(
         assert hint_of(nonsense, names) is None
     odd = hint_of({**sane, "x-ratelimit-remaining-requests": "-1"}, names)
     assert odd is not None and odd.remaining == {}
+
+
+def test_of_the_limits_of_an_organisation_and_of_its_project_the_smaller_one_holds() -> None:
+    whole = {"x-ratelimit-limit-tokens": "2000000", "x-ratelimit-remaining-tokens": "1000"}
+    part = {"x-ratelimit-limit-project-tokens": "200000", "x-ratelimit-remaining-project-tokens": "150000"}
+    hint = hint_of({**whole, **part}, RATE_HEADERS)
+    assert hint is not None and (hint.limits, hint.remaining) == ({"tokens": 200_000.0}, {"tokens": 1_000.0})
 
 
 def test_lanes_of_one_account_share_limits_and_their_name_holds_no_key(monkeypatch: pytest.MonkeyPatch) -> None:

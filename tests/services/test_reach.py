@@ -1,0 +1,76 @@
+"""A server that cannot be reached, before it is given up."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from test_sender import ANSWER, Played, refused, see_through, sender
+
+from schemas.call import Reply, VerdictKind
+from services.fanout import allowance, reach
+from services.fanout.reach import BLIP_S, IN_A_ROW, LEAST, PROBE_S, Reach
+
+AWAY, THERE = VerdictKind.UNREACHABLE, VerdictKind.TRANSIENT
+
+
+def test_a_lane_is_given_up_after_a_while_in_which_nothing_left() -> None:
+    lane = Reach()
+    for second in range(int(BLIP_S) + 1):
+        assert not lane.is_gone(second - 0.1)
+        lane.heard(AWAY, float(second))
+    assert lane.is_gone(BLIP_S)
+    lane.heard(THERE, BLIP_S)  # any word of the server will do
+    assert not lane.is_gone(BLIP_S) and not lane.is_lost
+
+
+def test_a_few_slow_attempts_do_not_give_a_lane_up() -> None:
+    lane = Reach()
+    for number in range(LEAST):
+        assert not lane.is_gone(10.0 * number)
+        lane.heard(AWAY, 10.0 * number)
+    assert lane.is_gone(10.0 * LEAST)
+
+
+def test_half_of_the_connections_may_fail_for_as_long_as_it_likes() -> None:
+    lane = Reach()
+    for number in range(1_000):
+        lane.heard(AWAY if number % 2 else THERE, float(number))
+        assert not lane.is_lost and not lane.is_gone(float(number))
+
+
+def test_one_call_at_a_time_feels_for_a_server_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allowance, "PROBE_S", PROBE_S / 10)
+    monkeypatch.setattr(reach, "BLIP_S", 1.0)
+    adapter = Played(lambda number: refused(AWAY))
+    work = sender(tmp_path, adapter, window=200)
+
+    async def run() -> int:
+        renewing = asyncio.create_task(work.renew_leases())
+        seen = await see_through(work, 200)
+        work.done()
+        await renewing
+        return seen
+
+    assert asyncio.run(run()) == 0  # none is lost: the next start asks them all
+    assert work.end is not None and work.end.detail == "unreachable: said so"
+    assert adapter.sent <= 200 + 1.0 / (PROBE_S / 10) + IN_A_ROW  # 1,000 where each tried for itself
+    assert (work.delta.sent, work.delta.failed) == (0, 0)
+
+
+def test_a_server_that_comes_back_gets_all_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allowance, "PROBE_S", PROBE_S / 10)
+
+    def reply(number: int) -> Reply:
+        return refused(AWAY) if number <= 60 else ANSWER
+
+    work = sender(tmp_path, Played(reply), window=50)
+
+    async def run() -> int:
+        renewing = asyncio.create_task(work.renew_leases())
+        seen = await see_through(work, 50)
+        work.done()
+        await renewing
+        return seen
+
+    assert asyncio.run(run()) == 50
+    assert (work.delta.sent, work.delta.answered, work.end) == (50, 50, None)
