@@ -6,7 +6,7 @@ from collections.abc import Mapping
 Seconds = float
 
 BURST_S = 0.8  # of the rate may gather while nobody asks: below the second's worth that the strictest server holds
-SMALLEST_BURST_S = 0.1
+SMALLEST_BURST_S = 0.3
 START_S = 0.1  # what a fresh bucket holds: the first calls leave at once, and a minute's sum stays below the limit
 SLOT_S = 0.05
 HELD_S = 0.25  # for about so long a worker holds what it was granted
@@ -179,6 +179,17 @@ class Bucket:
         many = self.call * CROWD <= self.per_second
         before = (now - ages[0]) // HELD_S * HELD_S if many else now - ages[0]
         return remaining + self.per_second * ages[0] - self._minute.since(before) - level
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether bursts are as short as they get."""
+        return (
+            self.burst_s < 1.2 * SMALLEST_BURST_S and self.jitter_s > MOST_JITTER_S / 1.2
+        )  # both recover all the time
+
+    def restore(self) -> None:
+        """What the server refused was neither for bursts nor for the rate."""
+        self.burst_s, self.jitter_s, self.factor = BURST_S, JITTER_S, 1.0
 
     def tighten(self) -> None:
         """The server refused although the bucket held something: it allows shorter bursts than this one."""

@@ -1,9 +1,11 @@
 """What a server takes from a token limit for a call, learned from its headers and from its refusals."""
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 
 from services.admission.bucket import Bucket
+from services.admission.stray import SIGMAS
 
 Seconds = float
 
@@ -11,6 +13,8 @@ SEVERAL = 8  # calls' worth of tokens not used, before it is asked whether the s
 NEARLY = 0.75  # of what was not used
 REMEMBERED_S = 2.0  # of a limit in tokens that were not used
 CHANCE = 1.5  # refused of what is remembered
+IN_SPITE = 2  # refusals after that was believed: it is asked whether it is so
+IN_FLIGHT_S = 2.0  # after which refusals are not of calls that had left before
 DOUBT_S = 60.0  # without a refusal, before it is asked whether a server keeps what calls do not use
 RICH = 0.4  # seconds' worth of tokens that the server has and we have not
 RICH_S = 3.0  # of waiting for tokens that the server says are there
@@ -36,10 +40,13 @@ class Counting:
     _short: float = 0.0  # by which the server's figure fell below ours
     _denied: float = 0.0  # of calls that were refused
     _denials: float = 0.0  # those calls
+    _stray: float = 0.0  # of those, refused whatever they take
     _denied_at: Seconds = float("-inf")
     _held_at_first: Seconds = 1.0  # of the limit, as far as what was not used is remembered from then
     _is_suspected: bool = False  # of keeping what calls do not use, because of refusals alone
     _doubt_s: Seconds = DOUBT_S
+    _in_spite: int = 0  # refused since then
+    _patience: float = IN_SPITE
     _rich_since: Seconds | None = None
     _rich_s: Seconds = RICH_S
     _was_lenient: bool = False  # the last change was towards more lenient
@@ -66,17 +73,23 @@ class Counting:
                 self._change(Charging(self.charging - 1), now)
 
     def count(
-        self, unused: float, refused: int, call: float, bucket: Bucket, is_silent: bool, now: Seconds
+        self, unused: float, refused: int, stray: float, call: float, bucket: Bucket, is_silent: bool, now: Seconds
     ) -> bool:  # fmt: skip
-        """Take in what came of calls; whether refusals show that the server is stricter: one that keeps what calls do
-        not use refuses about as much as was given back to them, once it has spent what it held at first."""
+        """Take in what came of calls; whether refusals, less those that are stray, show that the server is stricter:
+        one that keeps what calls do not use refuses about as much as was given back to them, once it has spent what it
+        held at first."""
         self._unused += unused
         self._denials += refused
+        self._stray += stray
         self._denied += refused * call
         if refused:
             self._denied_at = now
+            self._in_spite += now - self._changed_at > IN_FLIGHT_S and refused
         held = self._held_at_first * bucket.per_second
-        found = self._unused >= call and self._denials > CHANCE and self._denied > 0.5 * (self._unused - held)
+        beyond = self._denials - self._stray
+        is_more = beyond > CHANCE + SIGMAS * math.sqrt(self._stray)
+        denied = self._denied * beyond / max(1.0, self._denials)
+        found = self._unused >= call and is_more and denied > 0.5 * (self._unused - held)
         if self.charging is Charging.REFUND and found:
             self._change(Charging.KEEP, now)
             self._is_suspected = True
@@ -85,9 +98,12 @@ class Counting:
             # A server that sends no headers shows in no other way that those refusals had another cause.
             self._change(Charging.REFUND, now)
             self._doubt_s *= WISER
+        elif self._is_suspected and self._in_spite > self._patience:
+            self._change(Charging.REFUND, now)  # it did not help
+            self._patience *= WISER
         elif self._unused > max(REMEMBERED_S * bucket.per_second, SEVERAL * call):
             self._unused, self._short, self._held_at_first = self._unused / 2, self._short / 2, self._held_at_first / 2
-            self._denied, self._denials = self._denied / 2, self._denials / 2
+            self._denied, self._denials, self._stray = self._denied / 2, self._denials / 2, self._stray / 2
         return False
 
     def explains_many_refusals(self, now: Seconds) -> bool:
@@ -102,4 +118,5 @@ class Counting:
             self._rich_s *= WISER
         self._was_lenient = charging < self.charging
         self.charging, self._rich_since, self._short, self._unused = charging, None, 0.0, 0.0
-        self._denied, self._denials, self._is_suspected, self._changed_at = 0.0, 0.0, False, now
+        self._denied, self._denials, self._stray, self._in_spite = 0.0, 0.0, 0.0, 0
+        self._is_suspected, self._changed_at = False, now

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from schemas.call import RateHint
 from services.admission.bucket import Bucket
 from services.admission.charging import Charging, Counting
+from services.admission.stray import MOST, Stray
 from services.admission.turns import Turns
 from services.admission.window import Window
 
@@ -24,6 +25,7 @@ PERIOD_S = 0.25  # between two renewals of a busy worker
 LEASE_S = 2.0  # how long a lease may be used, and how long a worker that is not heard of counts
 REFUND_S = 0.1  # tokens may come back sooner than the refill tells
 EPISODE_S = 1.0
+AGO_S = 0.5  # refusals of calls that left before a lane slowed down come back, and are reported, for so long
 ENOUGH = 20  # calls that an episode needs to be judged by, unless it lasts ten times as long
 MANY = 0.02  # refused of sent: beyond jitter
 UNKNOWN = 0.3  # refused of sent: a limit that nobody named
@@ -33,9 +35,12 @@ FLOOD = 0.1  # refused of sent: something is wrong with what is believed of the 
 SLOWER, RAMP_SLOWER = 0.95, 0.75
 RECOVERY = 0.005  # of the limit a second, and as much again for every `QUIET_S` without many refusals
 QUIET_S, LONG_QUIET_S = 10.0, 30.0
+LOOK_S = 6.0  # after a lane slowed down, to see whether it helped
+WELL_BELOW = 0.96  # of a rate that was answered
 GUESS = 0.95  # of the rate that was answered while other calls were refused
 PROBE = 0.03  # more of it is tried next, each second
 CAREFUL, NEAR = 0.1, 0.03  # of that step, so near the rate that refusals began at last
+BACK = 0.01  # less of it, after the odd refusal
 TELLING = 10  # answers of an episode that tell a rate
 LEAST_PROBE = 6.0  # requests a minute
 RAMP_HOLD_S = 900.0  # OpenAI: at most half as much again in 15 minutes (rate limits guide, read 2026-11-23)
@@ -103,6 +108,7 @@ class Pool:
     _cap: int | None = None
     _clients: dict[str, Client] = field(default_factory=dict)
     _closed: dict[str, str] = field(default_factory=dict)
+    _stray: Stray = field(default_factory=Stray)
     _episode_at: Seconds = 0.0
     _ended: int = 0
     _answered: int = 0
@@ -115,12 +121,17 @@ class Pool:
     _pause_until: Seconds = float("-inf")
     _recovered_at: Seconds = 0.0
     _slowed_at: Seconds = 0.0
+    _settled_at: Seconds = 0.0
     _unaware: int = (
         0  # calls that had left before the limit, or how it counts, was known: their refusals say nothing of it
     )
     _short_at: Seconds = float("-inf")
     _places: Turns = field(default_factory=Turns)  # among the calls in flight
     _calls: Turns = field(default_factory=Turns)  # at whole calls, where a limit is scarce
+
+    def __post_init__(self) -> None:
+        self._episode_at = self._recovered_at = self._settled_at = self.started
+        self._slowed_at = self.started - 2 * LOOK_S
 
     @property
     def charging(self) -> Charging:
@@ -233,7 +244,8 @@ class Pool:
         if bucket is None:
             return
         call = report.call.get("tokens", bucket.call)
-        if self.counting.count(report.unused, report.refused, call, bucket, not self._learned, now):
+        stray = self._stray.share * report.ended
+        if self.counting.count(report.unused, report.refused, stray, call, bucket, not self._learned, now):
             self._begin_episode(now)
             self._unaware = sum(client.peak for client in self._alive(now))
 
@@ -241,7 +253,7 @@ class Pool:
         """Adapt to refusals: shorter bursts, then a smaller share of the limit; the window where none is known."""
         if self._unaware > 0:
             self._unaware -= report.ended
-        else:
+        elif now >= self._episode_at:
             self._ended += report.ended
             self._answered += report.answered
             self._refused += report.refused
@@ -254,12 +266,12 @@ class Pool:
             self._overloaded += report.overloaded
         if report.ramp:
             self._slow_for_ramp(now)
-        if report.refused > MANY * report.ended and not self._buckets:
+        if report.refused and not self._buckets and self._is_too_many():
             self._cut(now)
         past = now - self._episode_at
         if past >= EPISODE_S and (self._ended >= ENOUGH or past >= 10 * EPISODE_S):
             self._judge_episode(past, now)
-        if now >= self._ramp_until:
+        if now >= max(self._ramp_until, self._slowed_at + LOOK_S):
             for bucket in self._buckets.values():
                 bucket.recover(RECOVERY * min(1.0, now - self._recovered_at), 1 + (now - self._slowed_at) / QUIET_S)
         self._recovered_at = now
@@ -267,31 +279,83 @@ class Pool:
     def _judge_episode(self, past: Seconds, now: Seconds) -> None:
         if self._overloaded > OVERLOAD * self._ended:
             self._cut(now)  # beyond the odd error: too many calls at once
-        share = self._refused / max(1, self._ended)
-        if self._refused < SOME:
-            share = 0.0  # one or two refusals are chance
+        for_pace, refused = self._blame()
+        share = for_pace / max(1, self._ended) if for_pace >= SOME else 0.0  # one or two are chance
         if share > MANY and self._is_unclear(share, past, now):
             self._cut(now)
             return
         believed = self.charging
         if share > MANY:
             self._slow_down(share, past, now)
-        elif self._guess is not None and not self._refused:
+        elif self._guess is not None and refused:
+            self._guess *= 1 - BACK
+        elif self._guess is not None and now >= self._slowed_at + LOOK_S:
             self._probe(self._guess, past, now)
         # One cause at a time: where tokens turned out to be counted otherwise, bursts were not the matter.
-        if self._refused and self._buckets and self.charging is believed:
+        if refused and self._buckets and self.charging is believed:
             for bucket in self._buckets.values():
                 bucket.tighten()
             if share > FLOOD and self._ended >= ENOUGH:
                 self._cut(now)
-        self._begin_episode(now)
+        self._begin_episode(now + (AGO_S if share > MANY else 0.0))
 
     def _begin_episode(self, now: Seconds) -> None:
         self._episode_at, self._ended, self._answered, self._refused, self._overloaded = now, 0, 0, 0, 0
 
+    def _pace(self) -> tuple[str, float]:
+        """(what holds the pace, where it stands)."""
+        if self._guess is not None:
+            return "guess", self._guess
+        if self._buckets:
+            return "factor", min(bucket.factor for bucket in self._buckets.values())
+        return "window", self._window.size
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether the episode's refusals are of calls that left at the present pace."""
+        return self._episode_at >= self._settled_at
+
+    def _mark(self, share: float, now: Seconds) -> None:
+        """The lane slows down, for `share` of its calls were refused. What was answered tells the server's rate only
+        where that is not the first time in a while: until then it also answers from what it had put by."""
+        if now < self._slowed_at + 2 * LOOK_S:
+            means, pace = self._pace()
+            self._stray.slowed(means, WELL_BELOW * (1 - share) * pace)
+        self._slowed_at = now
+
+    def _is_slow_enough(self) -> bool:
+        """Whether refusals at such a pace are none of the lane's doing."""
+        return self._is_settled and self._stray.is_sound(self._refused, self._ended, *self._pace())
+
+    def _is_too_many(self) -> bool:
+        """Whether fewer calls in flight are called for."""
+        if not self._is_settled:
+            return self._refused > 1 and self._refused > MOST * self._ended
+        return not self._is_slow_enough() and self._stray.ours(self._refused, self._ended) > MANY * self._ended
+
+    def _blame(self) -> tuple[float, float]:
+        """How many of the episode's refusals a slower lane (and, the second, one of shorter bursts) would not have met,
+        as far as is known."""
+        is_whole = self._pace() == ("factor", 1.0)  # the limit is used whole, and no more than the odd call refused
+        are_few = is_whole and (self._refused < SOME or self._refused <= MANY * self._ended)
+        is_slow_enough = self._is_slow_enough()
+        if (is_slow_enough or are_few) and all(bucket.is_tight for bucket in self._buckets.values()):
+            if self._stray.prove(self._refused, self._ended):
+                self._window.resume()
+                for bucket in self._buckets.values():
+                    bucket.restore()
+            return 0.0, 0.0
+        self._stray.hear(self._refused, self._ended)
+        ours = self._stray.ours(self._refused, self._ended)
+        return 0.0 if is_slow_enough else ours, ours
+
     def _cut(self, now: Seconds) -> None:
         """Fewer calls in flight, and none before the time that the server named."""
+        was_fine, before = self._window.was_fine, self._window.size
         self._window.refused(now)
+        if not self._buckets and self._window.size < before:
+            self._stray.slowed("window", was_fine)
+            self._settled_at = now + AGO_S
         self._pause_until = max(self._pause_until, self._asked_until)
 
     def _probe(self, guess: float, past: Seconds, now: Seconds) -> None:
@@ -321,13 +385,14 @@ class Pool:
         if tells and (not known or not named):
             answered = self._answered / past * 60
             self._guess = max(1.0, GUESS * min(answered, self._guess or answered))
-        elif self._guess is not None:
             self._slowed_at = now
+        elif self._guess is not None:
             # No more than half at once: where nearly all was refused it may be an outage, and says little of the rate.
             self._refused_at = max(self._guess * max(0.5, 1 - share), self._answered / past * 60)
+            self._mark(share, now)
             self._guess = max(1.0, min(self._guess, GUESS * self._refused_at))
         elif known:
-            self._slowed_at = now
+            self._mark(share, now)
             for bucket in self._buckets.values():
                 bucket.slow(SLOWER * (1 - share))
 

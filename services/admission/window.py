@@ -5,7 +5,9 @@ Seconds = float
 START, FLOOR, CEILING = 16, 1, 2048
 CUT = 0.7
 GROWTH = 0.02  # of the window a round, at least one call
+LOOK_S = 2.0  # after a cut, without growth, to see whether it helped
 EPISODE_S = 1.0  # answers that left before a cut still come back refused; they are one episode
+WELL_BELOW = 0.85  # of a size that was come to in small steps
 BUSY = 0.8  # of the window in use: growing an idle one teaches nothing
 
 
@@ -28,9 +30,14 @@ class Window:
     def size(self) -> int:
         return int(self._size)
 
+    @property
+    def was_fine(self) -> float:
+        """A size that is known to be taken, should the present one be refused."""
+        return self._size * (0.5 if self._slow_start else WELL_BELOW)
+
     def answered(self, count: int, in_flight: int, now: Seconds) -> None:
         """`count` calls succeeded while up to `in_flight` were out."""
-        if self._fixed or in_flight < BUSY * self._size:
+        if self._fixed or in_flight < BUSY * self._size or now - self._cut_at < LOOK_S:
             return
         ceiling = self._ceiling if now < self._hold_until else CEILING
         self._answers += count
@@ -46,6 +53,10 @@ class Window:
         if not self._fixed and now - self._cut_at > EPISODE_S:
             self._size = max(FLOOR, self._size * CUT)
             self._cut_at, self._answers = now, 0
+
+    def resume(self) -> None:
+        """Refusals that a cut did not help against say nothing of the size: feel for it as at first."""
+        self._slow_start = True
 
     def open(self) -> None:
         """Limits a minute are known and pace the calls: there is nothing to feel for, unless calls were refused."""

@@ -16,6 +16,7 @@ from services.fanout.size import Demand
 from services.ledger.books import NOTHING, Books
 
 SOONEST_S = 0.05
+EPOCH = 100000.0  # of the governor's clock, which is not that of its workers
 Draw = Callable[[str, random.Random], Demand]
 
 
@@ -96,7 +97,7 @@ class Simulation:
         self.books, self.wild, self.ended, self.answers = books, wild, set[str](), dict.fromkeys(workers, 0)
         self.rng, self.jitter_s = random.Random(seed), jitter_s
         self.next = {worker: self.draw(worker, self.rng) for worker in workers}
-        self.pool = Pool(0.0)
+        self.pool = Pool(EPOCH)
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
@@ -129,7 +130,8 @@ class Simulation:
             return
         allowance = self.allowances[name]
         waiting = self.supply(name)
-        allowance.granted(self.pool.renew(allowance.report(waiting, self.next[name], self.now), self.now), self.now)
+        report = allowance.report(waiting, self.next[name], self.now)
+        allowance.granted(self.pool.renew(report, EPOCH + self.now), self.now)
         self.bank(name, waiting)
         self._renewed_at[name] = self.now
         self.fill(name)

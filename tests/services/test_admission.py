@@ -201,9 +201,20 @@ def test_a_window_doubles_until_the_first_refusal_and_then_feels_its_way() -> No
     cut = window.size
     assert cut == int(START * 16 * 0.7)
     window.answered(cut + 1, in_flight=cut, now=11.0)
+    assert window.size == cut  # it waits to see whether the cut helped
+    window.answered(cut + 1, in_flight=cut, now=13.0)
     assert cut < window.size < cut * 1.05
-    window.refused(now=12.0)
+    window.refused(now=14.0)
     assert window.size < cut
+
+
+def test_a_window_grows_as_at_first_again_where_a_cut_turned_out_to_be_for_nothing() -> None:
+    window = Window()
+    window.refused(now=0.0)
+    before = window.size
+    window.resume()
+    window.answered(before + 1, in_flight=before, now=3.0)
+    assert window.size >= 2 * before
 
 
 def test_a_window_that_is_not_full_does_not_grow_and_a_fixed_one_never_changes() -> None:

@@ -123,7 +123,7 @@ def short_answer(rng: random.Random) -> int:
     return rng.randint(5, 60)
 
 
-@pytest.mark.parametrize(("tpm", "used", "refused"), [(600_000, 0.97, 0.005), (40_000, 0.5, 0.06)])
+@pytest.mark.parametrize(("tpm", "used", "refused"), [(600_000, 0.97, 0.005), (40_000, 0.5, 0.08)])
 @pytest.mark.parametrize("gives_back", [True, False], ids=["actual", "reserved"])
 def test_a_run_of_long_calls_has_its_half_beside_one_of_short_calls(
     tpm: int, used: float, refused: float, gives_back: bool
@@ -166,7 +166,7 @@ def test_a_few_long_calls_do_not_slow_the_short_ones(workers: dict[str, str], bu
         lambda worker, rng: of_size(9_000 if rng.random() < 0.02 else 300, 200), unequal,
     )  # fmt: skip
     simulation.run(60.0)
-    assert simulation.used(*MEASURED, 600_000, tokens=True) >= 0.97
+    assert simulation.used(*MEASURED, 600_000, tokens=True) >= 0.95
     assert simulation.refused_share <= 0.005
 
 
@@ -192,7 +192,7 @@ def test_tokens_that_come_back_are_used_again(latency_s: float, workers: dict[st
         provider, workers, {"tokens": 600_000}, of_size(500, 4_000), lambda rng: rng.randint(500, 1_500)
     )
     simulation.run(60.0)
-    assert simulation.used(*MEASURED, 600_000, tokens=True) >= 0.97
+    assert simulation.used(*MEASURED, 600_000, tokens=True) >= 0.95
     assert simulation.refused_share <= 0.005
 
 
