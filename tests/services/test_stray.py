@@ -28,7 +28,7 @@ class Fickle(Provider):
         return super().take(demand, output, now)
 
 
-@pytest.mark.parametrize("share", [0.005, 0.02, 0.05, 0.1])
+@pytest.mark.parametrize("share", [0.005, 0.02, 0.1])
 @pytest.mark.parametrize(("limit", "headers"), [(6000, True), (6000, False), (600, False)])
 def test_a_request_limit_is_used_but_for_what_is_refused_by_chance(limit: int, headers: bool, share: float) -> None:
     provider = Fickle({"requests": limit}, headers=headers, share=share)
@@ -47,14 +47,14 @@ def test_a_token_limit_is_used_but_for_what_is_refused_by_chance(headers: bool, 
     assert simulation.used(20.0, 120.0, 600_000, tokens=True) >= 0.8 - share
 
 
-@pytest.mark.parametrize("share", [0.01, 0.05, 0.1])
+@pytest.mark.parametrize("share", [0.01, 0.1])
 def test_where_no_limit_is_known_the_odd_refusal_does_not_keep_calls_in_flight_few(share: float) -> None:
     served = []
     for seed in range(3):
         provider = Fickle({}, headers=False, share=share)
         simulation = Simulation(provider, WORKERS, {}, demand(200), unequal, seed=seed)
-        simulation.run(60.0)
-        served.append(sum(1 for when, amount in provider.admitted if when >= 30.0 and amount == 100) / 30.0)
+        simulation.run(40.0)
+        served.append(sum(1 for when, amount in provider.admitted if when >= 20.0 and amount == 100) / 20.0)
     assert statistics.median(served) >= 150  # 80, 28 and 16 calls a second where every refusal was believed
 
 
