@@ -9,7 +9,8 @@ import time
 from typing import Any
 
 from services.admission.charging import Charging, Counting
-from services.admission.pool import LEASE_S, Grant, Pool, Report
+from services.admission.lease import LEASE_S, Grant, Report
+from services.admission.pool import Pool
 
 NAMESPACE = "limbeck"
 IDLE_S = 60.0

@@ -63,6 +63,10 @@ class Window:
         if self._slow_start and not self._fixed:
             self._size = float(CEILING)
 
+    def release(self) -> None:
+        """There was no reason to hold it."""
+        self._hold_until = float("-inf")
+
     def hold(self, now: Seconds, until: Seconds) -> None:
         """Do not grow beyond the present size before `until`; what is lost meanwhile may be won back."""
         self._ceiling = max(float(START), self._size if now >= self._hold_until else min(self._ceiling, self._size))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from schemas.call import Reply, VerdictKind
 from schemas.money import Amount
 from services.admission.charging import Charging
-from services.admission.pool import LEASE_S, PERIOD_S, Grant, Report
+from services.admission.lease import LEASE_S, PERIOD_S, Grant, Report
 from services.fanout.reach import PROBE_S, Reach
 from services.fanout.size import Demand
 from services.ledger.books import NOTHING, Account, Advance

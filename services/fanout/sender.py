@@ -12,7 +12,7 @@ from schemas.call import Call, Reply, Verdict, VerdictKind, call_key
 from schemas.errors import LimbeckError
 from schemas.lane import Teacher
 from schemas.money import Amount, Usage
-from services.admission.pool import PERIOD_S, Grant, Report
+from services.admission.lease import PERIOD_S, Grant, Report
 from services.fanout.allowance import Allowance
 from services.fanout.breaker import Breaker
 from services.fanout.retry import attempts

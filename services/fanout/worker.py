@@ -14,7 +14,7 @@ from schemas.lane import Teacher
 from schemas.money import Amount
 from services.admission.charging import Charging
 from services.admission.governor import governor_of
-from services.admission.pool import LEASE_S, Grant, Report
+from services.admission.lease import LEASE_S, Grant, Report
 from services.fanout.allowance import Allowance
 from services.fanout.sender import End, Sender, Stopped
 from services.fanout.units import Unit

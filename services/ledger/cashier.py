@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.money import Amount
-from services.admission.pool import LEASE_S
+from services.admission.lease import LEASE_S
 from services.journal.index import WriterReader, segments_by_writer
 from services.journal.place import Journal
 from services.ledger.books import NOTHING, Account, Advance, Books, Caps, Excess

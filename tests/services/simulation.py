@@ -9,7 +9,8 @@ from functools import partial
 
 from schemas.call import RateHint, Reply, Verdict, VerdictKind
 from schemas.money import Amount, Usage
-from services.admission.pool import PERIOD_S, Pool
+from services.admission.lease import PERIOD_S
+from services.admission.pool import Pool
 from services.fake_teacher.meter import Charge, Meters
 from services.fanout.allowance import Allowance
 from services.fanout.size import Demand
@@ -190,7 +191,7 @@ class Simulation:
     def back(self, name: str, reply: Reply, taken: Demand, sent_at: float) -> None:
         answered = reply.verdict.kind is VerdictKind.ANSWERED
         self.allowances[name].settle(taken, reply, taken.money if answered else Amount(0, 0, 1), sent_at, self.now)
-        if reply.verdict.kind is VerdictKind.RATE_LIMITED:
+        if not answered:
             self.resting[name] += 1
             self.at(self.now + self.rng.random() * 0.5 + (reply.verdict.retry_after or 0), lambda: self.rested(name))
         self.fill(name)

@@ -6,7 +6,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from schemas.call import RateHint
 from services.admission.bucket import SLOT_S, SLOWEST, Bucket
-from services.admission.pool import LEASE_S, Pool, Report
+from services.admission.lease import LEASE_S, Report
+from services.admission.pool import Pool
 from services.admission.window import START, Window
 
 

@@ -14,7 +14,7 @@ from schemas.call import Call, Message, Reply, Sampling, Verdict, VerdictKind
 from schemas.money import Amount, Price, Usage
 from services.admission.charging import Charging
 from services.admission.governor import Governor
-from services.admission.pool import LEASE_S, Grant, Report
+from services.admission.lease import LEASE_S, Grant, Report
 from services.fanout.allowance import Allowance
 from services.fanout.size import Demand, grown, seen, worst_case
 from services.journal.frame import Frame, Kind

@@ -19,12 +19,13 @@ class Fickle(Provider):
 
     share: float = 0.0
     since: float = 0.0
+    kind: VerdictKind = VerdictKind.RATE_LIMITED
     chance: random.Random = field(default_factory=lambda: random.Random(5))
 
     def take(self, demand: Demand, output: int, now: float) -> Reply | None:
         if now >= self.since and self.chance.random() < self.share:
             self.refusals.append(now)
-            return Reply(Verdict(VerdictKind.RATE_LIMITED), 429)
+            return Reply(Verdict(self.kind), 429)
         return super().take(demand, output, now)
 
 
@@ -82,6 +83,17 @@ def test_a_server_that_begins_to_refuse_by_chance_is_learned_in_mid_run() -> Non
     simulation = Simulation(provider, WORKERS, {"requests": 6000}, demand(200), unequal)
     simulation.run(180.0)
     assert simulation.used(90.0, 180.0, 6000, tokens=False) >= 0.9
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05])
+@pytest.mark.parametrize("limits", [{"requests": 6000.0}, {}], ids=["known", "unknown"])
+def test_a_ramp_limit_that_comes_by_chance_holds_no_lane_back_for_long(limits: dict[str, float], share: float) -> None:
+    """OpenAI's slow_down: the lane is slowed down once, and held there for 15 minutes if that helps."""
+    provider = Fickle(dict(limits), headers=False, share=share, kind=VerdictKind.RAMP_LIMITED)
+    simulation = Simulation(provider, WORKERS, limits, demand(200), unequal)
+    simulation.run(40.0)
+    served = sum(1 for when, amount in provider.admitted if when >= 20.0 and amount == 100) / 20.0
+    assert served >= (90 if limits else 300)  # 75 and fewer from minute to minute, and 80, were each one believed
 
 
 def test_what_is_stray_is_learned_only_below_a_pace_that_was_answered() -> None:

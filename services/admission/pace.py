@@ -1,0 +1,318 @@
+"""How fast an account's calls may leave, learned from what the server says and from what came of calls."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from services.admission.bucket import Bucket
+from services.admission.charging import Counting
+from services.admission.lease import Report
+from services.admission.stray import MOST, Stray
+from services.admission.window import Window
+
+Seconds = float
+
+EPISODE_S = 1.0
+AGO_S = 0.5  # refusals of calls that left before a lane slowed down come back, and are reported, for so long
+ENOUGH = 20  # calls that an episode needs to be judged by, unless it lasts ten times as long
+MANY = 0.02  # refused of sent: beyond jitter
+UNKNOWN = 0.3  # refused of sent: a limit that nobody named
+OVERLOAD = 0.2  # overloaded of sent: not the odd error
+SOME = 3  # refused of an episode: more than chance
+FLOOD = 0.1  # refused of sent: something is wrong with what is believed of the limits
+SLOWER, RAMP_SLOWER = 0.95, 0.75
+RECOVERY = 0.005  # of the limit a second, and as much again for every `QUIET_S` without many refusals
+QUIET_S, LONG_QUIET_S = 10.0, 30.0
+LOOK_S = 6.0  # after a lane slowed down, to see whether it helped
+WELL_BELOW = 0.96  # of a rate that was answered
+GUESS = 0.95  # of the rate that was answered while other calls were refused
+PROBE = 0.03  # more of it is tried next, each second
+CAREFUL, NEAR = 0.1, 0.03  # of that step, so near the rate that refusals began at last
+BACK = 0.01  # less of it, after the odd refusal
+TELLING = 10  # answers of an episode that tell a rate
+LEAST_PROBE = 6.0  # requests a minute
+RAMP_HOLD_S = 900.0  # OpenAI: at most half as much again in 15 minutes (rate limits guide, read 2026-11-23)
+RAMP_AGAIN_S = 60.0  # after which a lane may be slowed down once more
+
+
+class Wish(NamedTuple):
+    """What one live worker's spec says, and how many calls it has in flight: it may have, and it had at the most."""
+
+    limits: Mapping[str, float]
+    concurrency: int | None
+    window: int
+    peak: int
+
+
+@dataclass(slots=True)
+class Episode:
+    """What came of calls from `at` on, for about a second."""
+
+    at: Seconds
+    ended: int = 0
+    answered: int = 0
+    refused: int = 0
+    overloaded: int = 0
+    ramped: int = 0
+
+    def add(self, report: Report) -> None:
+        self.ended += report.ended
+        self.answered += report.answered
+        self.refused += report.refused
+        self.overloaded += report.overloaded
+        self.ramped += report.ramp
+
+
+@dataclass(slots=True)
+class Pace:
+    """Buckets for the limits that are known, a window for the rest."""
+
+    started: Seconds
+    counting: Counting = field(default_factory=Counting)
+    buckets: dict[str, Bucket] = field(default_factory=dict)
+    window: Window = field(default_factory=Window)
+    pause_until: Seconds = -math.inf
+    short_at: Seconds = -math.inf  # when calls last waited for a limit
+    _cap: int | None = None
+    _told: dict[str, float] = field(default_factory=dict)  # limits, by headers
+    _named: bool = False  # some, by specs
+    _episode: Episode = field(init=False)
+    _stray: Stray = field(default_factory=Stray)
+    _ramp_stray: Stray = field(default_factory=Stray)
+    _asked_until: Seconds = -math.inf  # what Retry-After said last, whichever worker heard it
+    _guess: float | None = None  # requests a minute, where nobody says
+    _refused_at: float = math.inf  # the rate that refusals began at last
+    _ramp_until: Seconds = -math.inf
+    _recovered_at: Seconds = field(init=False)
+    _slowed_at: Seconds = field(init=False)
+    _settled_at: Seconds = field(init=False)
+    _unaware: int = 0  # calls that had left before a limit, or how it counts, was known: their refusals tell nothing
+
+    def __post_init__(self) -> None:
+        self._episode = Episode(self.started)
+        self._recovered_at = self._settled_at = self.started
+        self._slowed_at = self.started - 2 * LOOK_S
+
+    def follow(self, crew: Sequence[Wish], now: Seconds) -> None:
+        """The smallest of what the live specs say and the server's headers teach."""
+        limits: dict[str, float] = dict(self._told)
+        if self._guess is not None:
+            limits["requests"] = min(self._guess, limits.get("requests", self._guess))
+        for wish in crew:
+            for name, value in wish.limits.items():
+                limits[name] = min(value, limits.get(name, value))
+        self._named = any(wish.limits for wish in crew)
+        if self._told and not self.buckets:
+            self._unaware = sum(wish.window for wish in crew)
+            self._begin_episode(now)
+        for name, value in limits.items():
+            if name not in self.buckets:
+                self.buckets[name] = Bucket(value, now, whole=name == "requests")
+            self.buckets[name].limit_to(value)
+            self.buckets[name].guessed = name == "requests" and value == self._guess
+        for name in [name for name in self.buckets if name not in limits]:
+            del self.buckets[name]
+        if self.buckets:
+            self.window.open()
+        cap = min((wish.concurrency for wish in crew if wish.concurrency is not None), default=None)
+        if cap != self._cap:
+            self._cap, self.window = cap, Window(cap)
+
+    def hear(self, report: Report, now: Seconds) -> None:
+        """Take in what the server's headers say: its limits, and an upper bound of what is left."""
+        hint = report.hint
+        if hint is None:
+            return
+        self._told.update(hint.limits)
+        for name, remaining in hint.remaining.items():
+            if bucket := self.buckets.get(name):
+                gap = bucket.bound(remaining, report.hint_ages, now)
+                if name == "tokens":
+                    is_short = now - self.short_at < EPISODE_S
+                    self.counting.hear(gap, report.call.get(name, 0.0), bucket, is_short, now)
+
+    def learn(self, report: Report, crew: Sequence[Wish], now: Seconds) -> None:
+        """Adapt to refusals: shorter bursts, then a smaller share of the limit; the window where none is known."""
+        peak = sum(wish.peak for wish in crew)
+        if self._unaware > 0:
+            self._unaware -= report.ended
+        elif now >= self._episode.at:
+            self._episode.add(report)
+        self._count_tokens(report, peak, now)
+        self.window.answered(report.ended - report.refused - report.overloaded, peak, now)
+        self._asked_until = max(self._asked_until, now + report.retry_after)
+        if report.overloaded:
+            self.window.hold(now, now + EPISODE_S)
+        if report.ramp and not self._is_sound(self._ramp_stray, self._episode.ramped):
+            self._slow_for_ramp(now)
+        if report.refused and not self.buckets and self._is_too_many():
+            self._cut(now)
+        past = now - self._episode.at
+        if past >= EPISODE_S and (self._episode.ended >= ENOUGH or past >= 10 * EPISODE_S):
+            self._judge(past, now)
+        if now >= max(self._ramp_until, self._slowed_at + LOOK_S):
+            for bucket in self.buckets.values():
+                bucket.recover(RECOVERY * min(1.0, now - self._recovered_at), 1 + (now - self._slowed_at) / QUIET_S)
+        self._recovered_at = now
+
+    def _count_tokens(self, report: Report, peak: int, now: Seconds) -> None:
+        bucket = self.buckets.get("tokens")
+        if bucket is None:
+            return
+        call = report.call.get("tokens", bucket.call)
+        stray = self._stray.share * report.ended
+        if self.counting.count(report.unused, report.refused, stray, call, bucket, not self._told, now):
+            self._begin_episode(now)
+            self._unaware = peak
+
+    def _judge(self, past: Seconds, now: Seconds) -> None:
+        """An episode is over."""
+        episode = self._episode
+        if episode.overloaded > OVERLOAD * episode.ended:
+            self._cut(now)  # beyond the odd error: too many calls at once
+        self._judge_ramp(now)
+        for_pace, refused = self._blame()
+        share = for_pace / max(1, episode.ended) if for_pace >= SOME else 0.0  # one or two are chance
+        if share > MANY and self._is_unclear(share, past):
+            self._cut(now)
+            return
+        believed = self.counting.charging
+        if share > MANY:
+            self._slow_down(share, past, now)
+        elif self._guess is not None and refused:
+            self._guess *= 1 - BACK
+        elif self._guess is not None and now >= self._slowed_at + LOOK_S:
+            self._probe(self._guess, now)
+        # One cause at a time: where tokens turned out to be counted otherwise, bursts were not the matter.
+        if refused and self.buckets and self.counting.charging is believed:
+            for bucket in self.buckets.values():
+                bucket.tighten()
+            if share > FLOOD and episode.ended >= ENOUGH:
+                self._cut(now)
+        self._begin_episode(now + (AGO_S if share > MANY else 0.0))
+
+    def _begin_episode(self, now: Seconds) -> None:
+        self._episode = Episode(now)
+
+    def _pace(self) -> tuple[str, float]:
+        """(what holds the pace, where it stands)."""
+        if self._guess is not None:
+            return "guess", self._guess
+        if self.buckets:
+            return "factor", min(bucket.factor for bucket in self.buckets.values())
+        return "window", self.window.size
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether the episode's refusals are of calls that left at the present pace."""
+        return self._episode.at >= self._settled_at
+
+    def _is_sound(self, stray: Stray, refused: int) -> bool:
+        """Whether refusals at such a pace are none of the lane's doing."""
+        return self._is_settled and stray.is_sound(refused, self._episode.ended, *self._pace())
+
+    def _is_too_many(self) -> bool:
+        """Whether fewer calls in flight are called for."""
+        refused, ended = self._episode.refused, self._episode.ended
+        if not self._is_settled:
+            return refused > 1 and refused > MOST * ended
+        return not self._is_sound(self._stray, refused) and self._stray.ours(refused, ended) > MANY * ended
+
+    def _blame(self) -> tuple[float, float]:
+        """How many of the episode's refusals a slower lane (and, the second, one of shorter bursts) would not have met,
+        as far as is known."""
+        refused, ended = self._episode.refused, self._episode.ended
+        is_whole = self._pace() == ("factor", 1.0)  # the limit is used whole, and no more than the odd call refused
+        are_few = is_whole and (refused < SOME or refused <= MANY * ended)
+        is_sound = self._is_sound(self._stray, refused)
+        if (is_sound or are_few) and all(bucket.is_tight for bucket in self.buckets.values()):
+            if self._stray.prove(refused, ended):
+                self._restore()
+            return 0.0, 0.0
+        self._stray.hear(refused, ended)
+        ours = self._stray.ours(refused, ended)
+        return 0.0 if is_sound else ours, ours
+
+    def _restore(self) -> None:
+        """The lane slowed down for nothing."""
+        self.window.resume()
+        for bucket in self.buckets.values():
+            bucket.restore()
+
+    def _mark(self, share: float, now: Seconds) -> None:
+        """The lane slows down, for `share` of its calls were refused. What was answered tells the server's rate only
+        where that is not the first time in a while: until then it also answers from what it had put by."""
+        if now < self._slowed_at + 2 * LOOK_S:
+            means, pace = self._pace()
+            self._stray.slowed(means, WELL_BELOW * (1 - share) * pace)
+        self._slowed_at = now
+
+    def _cut(self, now: Seconds) -> None:
+        """Fewer calls in flight, and none before the time that the server named."""
+        was_fine, before = self.window.was_fine, self.window.size
+        self.window.refused(now)
+        if not self.buckets and self.window.size < before:
+            self._stray.slowed("window", was_fine)
+            self._settled_at = now + AGO_S
+        self.pause_until = max(self.pause_until, self._asked_until)
+
+    def _probe(self, guess: float, now: Seconds) -> None:
+        """Try a little more: slowly round the rate that refusals began at last, quickly elsewhere, and more quickly
+        still where there has been none for long."""
+        is_near = abs(guess / self._refused_at - 1) < NEAR
+        step = max(guess * PROBE, LEAST_PROBE) * (CAREFUL if is_near else 1.0)
+        quiet = max(0.0, now - self._slowed_at - LONG_QUIET_S)
+        self._guess = guess + step * (1 + quiet / QUIET_S)
+
+    def _is_unclear(self, share: float, past: Seconds) -> bool:
+        """Whether to wait for more answers: a limit that headers told is not the one that refuses, and too few were
+        answered to tell which is."""
+        told = bool(self._told) and not self._named
+        return told and share >= UNKNOWN and self._episode.answered < TELLING and past < 10 * EPISODE_S
+
+    def _slow_down(self, share: float, past: Seconds, now: Seconds) -> None:
+        """Many refusals. Where no limit is known, or one that headers told is plainly not the one that refuses (a
+        day's, or an account that others use too), what was answered beside them is the best guess of it."""
+        known = {name for name in self.buckets if name != "requests" or self._guess is None}
+        answered = self._episode.answered / past * 60
+        # A guess from noise would shrink for ever. Nor do answers that take longer than an episode tell a rate: a
+        # server that takes so many calls at once would seem to take none; the window deals with those.
+        tells = share >= UNKNOWN and self._episode.answered >= TELLING
+        if "tokens" in known and self.counting.explains_many_refusals(now):
+            return
+        if tells and not (known and self._named):
+            self._guess = max(1.0, GUESS * min(answered, self._guess or answered))
+            self._slowed_at = now
+        elif self._guess is not None:
+            # No more than half at once: where nearly all was refused it may be an outage, and says little of the rate.
+            self._refused_at = max(self._guess * max(0.5, 1 - share), answered)
+            self._mark(share, now)
+            self._guess = max(1.0, min(self._guess, GUESS * self._refused_at))
+        elif known:
+            self._mark(share, now)
+            for bucket in self.buckets.values():
+                bucket.slow(SLOWER * (1 - share))
+
+    def _slow_for_ramp(self, now: Seconds) -> None:
+        """Traffic rose too fast. Once a minute at most: calls in flight come back refused too."""
+        if now <= self._ramp_until - RAMP_HOLD_S + RAMP_AGAIN_S:
+            return
+        if not self._ramp_stray.ours(self._episode.ramped, self._episode.ended):
+            return
+        self.window.refused(now)
+        self.window.hold(now, now + RAMP_HOLD_S)
+        for bucket in self.buckets.values():
+            bucket.slow(RAMP_SLOWER)
+        self._ramp_until, self._settled_at = now + RAMP_HOLD_S, now + AGO_S
+        self._ramp_stray.slowed(*self._pace())
+
+    def _judge_ramp(self, now: Seconds) -> None:
+        """Whether refusals for a ramp go on where it was just made a quarter lower: then it is none."""
+        ramped, ended = self._episode.ramped, self._episode.ended
+        if not self._is_sound(self._ramp_stray, ramped):
+            self._ramp_stray.hear(ramped, ended)
+        elif self._ramp_stray.prove(ramped, ended):
+            self._ramp_until = now
+            self.window.release()
+            self._restore()
