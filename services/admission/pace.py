@@ -301,7 +301,7 @@ class Pace:
         if not self._ramp_stray.ours(self._episode.ramped, self._episode.ended):
             return
         self.window.refused(now)
-        self.window.hold(now, now + RAMP_HOLD_S)
+        self.window.hold(now, now + RAMP_HOLD_S, least=1)
         for bucket in self.buckets.values():
             bucket.slow(RAMP_SLOWER)
         self._ramp_until, self._settled_at = now + RAMP_HOLD_S, now + AGO_S

@@ -67,7 +67,7 @@ class Window:
         """There was no reason to hold it."""
         self._hold_until = float("-inf")
 
-    def hold(self, now: Seconds, until: Seconds) -> None:
-        """Do not grow beyond the present size before `until`; what is lost meanwhile may be won back."""
-        self._ceiling = max(float(START), self._size if now >= self._hold_until else min(self._ceiling, self._size))
+    def hold(self, now: Seconds, until: Seconds, least: int = START) -> None:
+        """Do not grow beyond the present size, or `least`, before `until`; what is lost meanwhile may be won back."""
+        self._ceiling = max(float(least), self._size if now >= self._hold_until else min(self._ceiling, self._size))
         self._hold_until = max(self._hold_until, until)
