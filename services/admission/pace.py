@@ -18,7 +18,7 @@ AGO_S = 0.5  # refusals of calls that left before a lane slowed down come back, 
 ENOUGH = 20  # calls that an episode needs to be judged by, unless it lasts ten times as long
 MANY = 0.02  # refused of sent: beyond jitter
 UNKNOWN = 0.3  # refused of sent: a limit that nobody named
-OVERLOAD = 0.2  # overloaded of sent: not the odd error
+LOADED, OVERLOAD = 0.1, 0.2  # overloaded of sent, not the odd error: calls in flight grow no more, or are cut
 SOME = 3  # refused of an episode: more than chance
 FLOOD = 0.1  # refused of sent: something is wrong with what is believed of the limits
 SLOWER, RAMP_SLOWER = 0.95, 0.75
@@ -142,7 +142,7 @@ class Pace:
         self._count_tokens(report, peak, now)
         self.window.answered(report.ended - report.refused - report.overloaded, peak, now)
         self._asked_until = max(self._asked_until, now + report.retry_after)
-        if report.overloaded:
+        if report.overloaded and self._episode.overloaded > max(1, LOADED * self._episode.ended):
             self.window.hold(now, now + EPISODE_S)
         if report.ramp and not self._is_sound(self._ramp_stray, self._episode.ramped):
             self._slow_for_ramp(now)

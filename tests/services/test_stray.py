@@ -96,6 +96,13 @@ def test_a_ramp_limit_that_comes_by_chance_holds_no_lane_back_for_long(limits: d
     assert served >= (90 if limits else 300)  # 75 and fewer from minute to minute, and 80, were each one believed
 
 
+def test_a_server_of_which_one_call_in_twenty_fails_is_used_as_well_as_any() -> None:
+    provider = Fickle({}, headers=False, share=0.05, kind=VerdictKind.OVERLOADED)
+    simulation = Simulation(provider, WORKERS, {}, demand(200), unequal)
+    simulation.run(10.0)
+    assert sum(1 for when, amount in provider.admitted if when >= 5.0 and amount == 100) / 5.0 >= 1000  # 80 if held
+
+
 def test_what_is_stray_is_learned_only_below_a_pace_that_was_answered() -> None:
     stray = Stray()
     stray.slowed("factor", 0.8)
