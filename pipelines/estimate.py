@@ -14,7 +14,9 @@ from schemas.call import Call
 from schemas.job import Budget, JobSpec
 from schemas.lane import Teacher
 from schemas.money import NANO, Usage, nano_usd
+from services.admission.charging import Charging
 from services.fanout.size import Demand, fits, worst_case
+from services.fanout.worker import charging_of
 
 FEWEST, MOST = 5.0, 3.0  # bytes a token
 USUAL_CALLS_A_MINUTE = 480.0  # of a lane that names no limits: 16 in flight at two seconds each, to share rows by
@@ -153,7 +155,9 @@ def _lane(teacher: Teacher, sums: _Sums) -> LaneEstimate:
     )
     hours = None
     if teacher.limits.rates:
-        hours = Range(_hours(teacher, sums.calls, into.low, out.low), _hours(teacher, sums.calls, into.high, out.high))
+        # OpenAI itself takes max_tokens from the limit for good, however short the answers are.
+        least = out.high if charging_of(teacher) is Charging.KEEP else out.low
+        hours = Range(_hours(teacher, sums.calls, into.low, least), _hours(teacher, sums.calls, into.high, out.high))
     reserved = sums.reserved_nano / NANO
     return LaneEstimate(teacher.name, round(sums.calls), into, out, Range(low, high), reserved, hours)
 

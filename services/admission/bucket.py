@@ -6,7 +6,7 @@ from collections.abc import Mapping
 Seconds = float
 
 BURST_S = 0.8  # of the rate may gather while nobody asks: below the second's worth that the strictest server holds
-SMALLEST_BURST_S = 0.3
+SMALLEST_BURST_S = 0.2
 START_S = 0.1  # what a fresh bucket holds: the first calls leave at once, and a minute's sum stays below the limit
 SLOT_S = 0.05
 HELD_S = 0.25  # for about so long a worker holds what it was granted

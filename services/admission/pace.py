@@ -17,6 +17,8 @@ EPISODE_S = 1.0
 AGO_S = 0.5  # refusals of calls that left before a lane slowed down come back, and are reported, for so long
 ENOUGH = 20  # calls that an episode needs to be judged by, unless it lasts ten times as long
 MANY = 0.02  # refused of sent: beyond jitter
+PLENTY = 200  # calls that tell a share of so few
+AGAIN = 0.03  # over some episodes, though few in each
 UNKNOWN = 0.3  # refused of sent: a limit that nobody named
 LOADED, OVERLOAD = 0.1, 0.2  # overloaded of sent, not the odd error: calls in flight grow no more, or are cut
 SOME = 3  # refused of an episode: more than chance
@@ -24,13 +26,13 @@ FLOOD = 0.1  # refused of sent: something is wrong with what is believed of the 
 SLOWER, RAMP_SLOWER = 0.95, 0.75
 RECOVERY = 0.005  # of the limit a second, and as much again for every `QUIET_S` without many refusals
 QUIET_S, LONG_QUIET_S = 10.0, 30.0
-LOOK_S = 6.0  # after a lane slowed down, to see whether it helped
-WELL_BELOW = 0.96  # of a rate that was answered
+LOOK_S, LONG_LOOK_S = 6.0, 15.0  # after a lane slowed down, to see whether it helped
+WELL_BELOW, JUST_ABOVE = 0.95, 1.02  # of a rate that was answered; of one that was lowered to
 GUESS = 0.95  # of the rate that was answered while other calls were refused
 PROBE = 0.03  # more of it is tried next, each second
 CAREFUL, NEAR = 0.1, 0.03  # of that step, so near the rate that refusals began at last
 BACK = 0.01  # less of it, after the odd refusal
-TELLING = 10  # answers of an episode that tell a rate
+TELLING, FEW = 10, 3  # answers of an episode that tell a rate, and where nothing else can
 LEAST_PROBE = 6.0  # requests a minute
 RAMP_HOLD_S = 900.0  # OpenAI: at most half as much again in 15 minutes (rate limits guide, read 2026-11-23)
 RAMP_AGAIN_S = 60.0  # after which a lane may be slowed down once more
@@ -151,7 +153,7 @@ class Pace:
         past = now - self._episode.at
         if past >= EPISODE_S and (self._episode.ended >= ENOUGH or past >= 10 * EPISODE_S):
             self._judge(past, now)
-        if now >= max(self._ramp_until, self._slowed_at + LOOK_S):
+        if now >= self._ramp_until and not self._is_looking(now):
             for bucket in self.buckets.values():
                 bucket.recover(RECOVERY * min(1.0, now - self._recovered_at), 1 + (now - self._slowed_at) / QUIET_S)
         self._recovered_at = now
@@ -172,18 +174,15 @@ class Pace:
         if episode.overloaded > OVERLOAD * episode.ended:
             self._cut(now)  # beyond the odd error: too many calls at once
         self._judge_ramp(now)
-        for_pace, refused = self._blame()
-        share = for_pace / max(1, episode.ended) if for_pace >= SOME else 0.0  # one or two are chance
+        share, refused = self._blame()
         if share > MANY and self._is_unclear(share, past):
             self._cut(now)
             return
         believed = self.counting.charging
         if share > MANY:
             self._slow_down(share, past, now)
-        elif self._guess is not None and refused:
-            self._guess *= 1 - BACK
-        elif self._guess is not None and now >= self._slowed_at + LOOK_S:
-            self._probe(self._guess, now)
+        elif self._guess is not None:
+            self._probe(self._guess, bool(refused), now)
         # One cause at a time: where tokens turned out to be counted otherwise, bursts were not the matter.
         if refused and self.buckets and self.counting.charging is believed:
             for bucket in self.buckets.values():
@@ -208,6 +207,10 @@ class Pace:
         """Whether the episode's refusals are of calls that left at the present pace."""
         return self._episode.at >= self._settled_at
 
+    def _is_looking(self, now: Seconds) -> bool:
+        """Whether the lane stays where it slowed down to, to see whether that helped."""
+        return now < self._slowed_at + (LONG_LOOK_S if self._stray.is_looking else LOOK_S)
+
     def _is_sound(self, stray: Stray, refused: int) -> bool:
         """Whether refusals at such a pace are none of the lane's doing."""
         return self._is_settled and stray.is_sound(refused, self._episode.ended, *self._pace())
@@ -220,19 +223,23 @@ class Pace:
         return not self._is_sound(self._stray, refused) and self._stray.ours(refused, ended) > MANY * ended
 
     def _blame(self) -> tuple[float, float]:
-        """How many of the episode's refusals a slower lane (and, the second, one of shorter bursts) would not have met,
-        as far as is known."""
-        refused, ended = self._episode.refused, self._episode.ended
-        is_whole = self._pace() == ("factor", 1.0)  # the limit is used whole, and no more than the odd call refused
-        are_few = is_whole and (refused < SOME or refused <= MANY * ended)
-        is_sound = self._is_sound(self._stray, refused)
+        """(the share of calls that a slower lane would have had answered, how many refusals shorter bursts might have
+        spared), as far as is known."""
+        refused, ended, stray = self._episode.refused, self._episode.ended, self._stray
+        is_sound = self._is_sound(stray, refused)
+        # The limit is used whole, and no more than the odd call refused.
+        are_few = self._pace() == ("factor", 1.0) and stray.lately.ended >= PLENTY and stray.lately.value <= MANY
         if (is_sound or are_few) and all(bucket.is_tight for bucket in self.buckets.values()):
-            if self._stray.prove(refused, ended):
+            if stray.prove(refused, ended) if is_sound else stray.prove_lately(refused, ended):
                 self._restore()
             return 0.0, 0.0
-        self._stray.hear(refused, ended)
-        ours = self._stray.ours(refused, ended)
-        return 0.0 if is_sound else ours, ours
+        stray.hear(refused, ended)
+        ours = stray.ours(refused, ended)
+        share = ours / max(1, ended) if ours >= SOME else 0.0  # one or two are chance, unless they come again
+        if self._guess is None or stray.share:
+            again = stray.ours_lately
+            share = max(share, again if again > AGAIN else 0.0)
+        return 0.0 if is_sound else share, ours
 
     def _restore(self) -> None:
         """The lane slowed down for nothing."""
@@ -240,13 +247,16 @@ class Pace:
         for bucket in self.buckets.values():
             bucket.restore()
 
-    def _mark(self, share: float, now: Seconds) -> None:
+    def _mark(self, share: float, now: Seconds) -> float:
         """The lane slows down, for `share` of its calls were refused. What was answered tells the server's rate only
         where that is not the first time in a while: until then it also answers from what it had put by."""
-        if now < self._slowed_at + 2 * LOOK_S:
-            means, pace = self._pace()
-            self._stray.slowed(means, WELL_BELOW * (1 - share) * pace)
+        means, pace = self._pace()
+        is_first = now >= self._slowed_at + 2 * LOOK_S
+        error = min(0.1, 2 * self._stray.lately.error)
+        by = SLOWER * (1 - share) if is_first else WELL_BELOW * (1 - share - error)
+        self._stray.slowed(means, 0.0 if is_first else JUST_ABOVE * by * pace)
         self._slowed_at = now
+        return by
 
     def _cut(self, now: Seconds) -> None:
         """Fewer calls in flight, and none before the time that the server named."""
@@ -257,10 +267,15 @@ class Pace:
             self._settled_at = now + AGO_S
         self.pause_until = max(self.pause_until, self._asked_until)
 
-    def _probe(self, guess: float, now: Seconds) -> None:
+    def _probe(self, guess: float, refused: bool, now: Seconds) -> None:
         """Try a little more: slowly round the rate that refusals began at last, quickly elsewhere, and more quickly
         still where there has been none for long."""
         is_near = abs(guess / self._refused_at - 1) < NEAR
+        if refused and (is_near or guess > self._refused_at):
+            self._guess = guess * (1 - BACK)
+            return
+        if self._is_looking(now):
+            return
         step = max(guess * PROBE, LEAST_PROBE) * (CAREFUL if is_near else 1.0)
         quiet = max(0.0, now - self._slowed_at - LONG_QUIET_S)
         self._guess = guess + step * (1 + quiet / QUIET_S)
@@ -269,7 +284,14 @@ class Pace:
         """Whether to wait for more answers: a limit that headers told is not the one that refuses, and too few were
         answered to tell which is."""
         told = bool(self._told) and not self._named
-        return told and share >= UNKNOWN and self._episode.answered < TELLING and past < 10 * EPISODE_S
+        if share < UNKNOWN or not (told or self._is_at_its_floor) or self._episode.answered >= TELLING:
+            return False
+        return past < 10 * EPISODE_S or (self._episode.answered < FEW and past < 60 * EPISODE_S)
+
+    @property
+    def _is_at_its_floor(self) -> bool:
+        """Whether one call at a time is too many, so that it is no matter of how many are in flight."""
+        return not self.buckets and self.window.size <= 1
 
     def _slow_down(self, share: float, past: Seconds, now: Seconds) -> None:
         """Many refusals. Where no limit is known, or one that headers told is plainly not the one that refuses (a
@@ -278,7 +300,7 @@ class Pace:
         answered = self._episode.answered / past * 60
         # A guess from noise would shrink for ever. Nor do answers that take longer than an episode tell a rate: a
         # server that takes so many calls at once would seem to take none; the window deals with those.
-        tells = share >= UNKNOWN and self._episode.answered >= TELLING
+        tells = share >= UNKNOWN and self._episode.answered >= (FEW if self._is_at_its_floor else TELLING)
         if "tokens" in known and self.counting.explains_many_refusals(now):
             return
         if tells and not (known and self._named):
@@ -287,12 +309,12 @@ class Pace:
         elif self._guess is not None:
             # No more than half at once: where nearly all was refused it may be an outage, and says little of the rate.
             self._refused_at = max(self._guess * max(0.5, 1 - share), answered)
-            self._mark(share, now)
-            self._guess = max(1.0, min(self._guess, GUESS * self._refused_at))
+            by = self._mark(share, now)
+            self._guess = max(1.0, min(self._guess * max(0.5, by), GUESS * self._refused_at))
         elif known:
-            self._mark(share, now)
+            by = self._mark(share, now)
             for bucket in self.buckets.values():
-                bucket.slow(SLOWER * (1 - share))
+                bucket.slow(by)
 
     def _slow_for_ramp(self, now: Seconds) -> None:
         """Traffic rose too fast. Once a minute at most: calls in flight come back refused too."""

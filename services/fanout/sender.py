@@ -234,7 +234,7 @@ class Sender:
         if kind is VerdictKind.ANSWERED:
             return self._record_answer(key, attempt, demand, reply)
         # Neither provider documents what a call in doubt costs, so it is taken to cost all that was reserved.
-        money = demand.money if kind.may_be_paid else Amount(0, 0, 1)
+        money = demand.money if kind.may_be_paid else Amount(0, 0, kind is not VerdictKind.UNREACHABLE)
         if (usage := reply.usage) is not None:  # an error that says what it cost
             money = Amount(self._rates.cost(usage), usage.input_tokens + usage.output_tokens, 1)
         if self._noted:

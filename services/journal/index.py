@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.call import VerdictKind
 from schemas.money import Amount
 from services.journal.frame import HEAD, Frame, Kind, decode_payload, scan
 
@@ -136,6 +137,8 @@ class WriterReader:
         final = frame.kind is Kind.FAILED and frame.meta["final"]
         if self._open.pop(frame.attempt, None) is None and not final:
             self.totals.calls += 1
+        if not final and frame.meta.get("kind") == VerdictKind.UNREACHABLE:
+            self.totals.calls -= 1  # it never left
         self.totals.nano_usd += frame.meta.get("nano_usd", 0)
         if frame.kind is Kind.ANSWERED:
             self.answers.add(frame.key, segment, offset)

@@ -99,3 +99,17 @@ def test_an_unknown_price_is_refused_and_a_listed_one_is_not(limbeck: Limbeck, j
     assert done.returncode == 2 and "price of 'claude-of-tomorrow' is unknown" in done.stderr
     listed = job(questions, teachers=[{"provider": "anthropic", "model": "claude-haiku-4-5"}])
     assert limbeck("plan", listed, ANTHROPIC_API_KEY="sk-not-a-real-key").returncode == 0
+
+
+def test_hours_at_openai_itself_count_max_tokens_however_short_the_answers(job: Write, jsonl: Write, key: None) -> None:
+    rows = jsonl([{"id": i, "input": f"question {i}"} for i in range(1_000)])
+
+    def hours(**lane: Any) -> float:
+        teacher = {"provider": "openai", "model": "gpt-4.1-mini", "limits": {"tpm": 100_000}, **lane}
+        found = planned(job(rows, teachers=[teacher], sampling={"max_tokens": 600})).hours
+        assert found is not None
+        return found.low
+
+    assert hours() >= 1_000 * 600 / 100_000 / 60
+    elsewhere = {"base_url": "http://127.0.0.1:9/v1", "price": {"input": 0.4, "output": 1.6}}
+    assert hours(**elsewhere) < 0.1 * hours()  # a server that counts what is used

@@ -31,7 +31,8 @@ def report(worker: str, run: str = "run", wanted: float = 1e6, **fields: object)
 
 
 class Minutes(RuleBasedStateMachine):
-    """Workers come, ask, return, fall silent; no minute ever holds more than the limit."""
+    """The governor's pool. Workers come, ask, return, fall silent, and tell of refusals and of what the server says is
+    left; no minute ever holds more than the limit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,13 +44,25 @@ class Minutes(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule(worker=st.sampled_from("abc"), wanted=st.integers(0, 2_000), spent=st.floats(0, 1))
-    def renew(self, worker: str, wanted: int, spent: float) -> None:
+    @rule(
+        worker=st.sampled_from("abc"), wanted=st.integers(0, 2_000), spent=st.floats(0, 1), refused=st.floats(0, 1),
+        ramp=st.integers(0, 2), overloaded=st.integers(0, 20), wait=st.floats(0, 30), left=st.floats(0, 700),
+    )  # fmt: skip
+    def renew(
+        self, worker: str, wanted: int, spent: float, refused: float, ramp: int, overloaded: int, wait: float,
+        left: float,
+    ) -> None:  # fmt: skip
         used = int(self.held[worker] * spent)
         self.sent.append((self.now, used))
-        back = self.held[worker] - used
-        grant = self.pool.renew(report(worker, wanted=wanted, returned={"requests": back}), self.now)
+        told = report(
+            worker, wanted=wanted, returned={"requests": self.held[worker] - used}, ended=used, peak=used,
+            answered=used - int(used * refused), refused=int(used * refused), ramp=min(ramp, used),
+            overloaded=min(overloaded, used), retry_after=wait, hint=RateHint({"requests": 700.0}, {"requests": left}),
+        )  # fmt: skip
+        grant = self.pool.renew(told, self.now)
+        assert grant.pause_s <= 30 and grant.window >= 0
         self.held[worker] = grant.amounts.get("requests", 0.0)
+        assert 0 <= self.held[worker] <= wanted
 
     @rule(worker=st.sampled_from("abc"))
     def die(self, worker: str) -> None:

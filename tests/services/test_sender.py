@@ -10,6 +10,7 @@ import pytest
 from schemas.call import Call, Message, Reply, Sampling, Verdict, VerdictKind, call_key
 from schemas.lane import PriceSpec, Teacher
 from schemas.money import Amount, Usage
+from services.fanout import allowance as allowance_of
 from services.fanout.allowance import Allowance
 from services.fanout.breaker import NEVER_RIGHT
 from services.fanout.sender import End, Sender, Stopped
@@ -234,6 +235,26 @@ def test_where_little_money_is_left_the_first_call_goes_alone(tmp_path: Path, ca
     assert max(adapter.beside) >= 5
 
 
+def test_attempts_that_never_left_spend_no_budget_of_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allowance_of, "PROBE_S", 0.01)
+    adapter = Played(lambda number: refused(VerdictKind.UNREACHABLE) if number <= 20 else ANSWER)
+    allowance = Allowance("run", "w", {}, None, governed=False, banked=True, window=4)
+    work = Sender(LANE, adapter, JournalWriter(tmp_path, "000001-1-0000"), allowance, Books1(calls=6))
+
+    async def go() -> int:
+        renewing = asyncio.create_task(work.renew_leases())
+        done = await see_through(work, 8)
+        work.done()
+        await renewing
+        return done
+
+    assert asyncio.run(go()) == 6
+    assert (work.end, work.delta.sent) == (End("exhausted"), 6)
+    index = JournalIndex(tmp_path)
+    assert (index.totals.answered, index.totals.amount.calls) == (6, 6)
+    index.close()
+
+
 class Slow:
     """Notes how many calls were out when each was sent."""
 
@@ -254,8 +275,8 @@ class Slow:
 class Books1:
     """A run's money without an actor."""
 
-    def __init__(self, nano_usd: int) -> None:
-        self.books = Books(Caps(nano_usd), Amount())
+    def __init__(self, nano_usd: int | None = None, calls: int | None = None) -> None:
+        self.books = Books(Caps(nano_usd, calls=calls), Amount())
 
     async def grant(self, report: Any) -> None:
         return None

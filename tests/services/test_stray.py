@@ -78,6 +78,25 @@ def test_chance_does_not_hide_that_the_limit_is_lower_than_the_spec_says(workers
     assert simulation.refused_share <= 0.05
 
 
+@pytest.mark.parametrize("true", [570, 540, 480])
+def test_a_small_limit_that_is_lower_than_the_spec_says_is_not_taken_for_chance(true: int) -> None:
+    provider = Fickle({"requests": true}, headers=False)
+    simulation = Simulation(provider, WORKERS, {"requests": 600}, demand(200), unequal)
+    simulation.run(240.0)
+    assert simulation.used(5.0, 240.0, true, tokens=False) >= 0.9
+    assert simulation.refused_share <= 0.06  # 0.1 and 0.2 where two of twenty were chance each time
+
+
+def test_an_unknown_limit_of_one_call_a_second_is_found() -> None:
+    provider = Fickle({"requests": 60}, headers=False)
+    simulation = Simulation(provider, WORKERS, {}, demand(200), unequal)
+    simulation.run(60.0)
+    sent, refused = sum(simulation.sent.values()), provider.refused
+    simulation.run(240.0)
+    assert simulation.used(60.0, 240.0, 60, tokens=False) >= 0.5
+    assert provider.refused - refused <= 0.3 * (sum(simulation.sent.values()) - sent)  # 0.86 without a guess
+
+
 def test_a_server_that_begins_to_refuse_by_chance_is_learned_in_mid_run() -> None:
     provider = Fickle({"requests": 6000}, share=0.05, since=60.0)
     simulation = Simulation(provider, WORKERS, {"requests": 6000}, demand(200), unequal)
