@@ -9,7 +9,7 @@ ABOVE = 1.25  # of what was proven
 PROOF = 20  # calls that tell a share
 NEWS, SOME = 1.5, 3  # refusals that tell something new, that are more than chance
 SIGMAS, AT_LEAST = 3.0, 1.0  # of chance: small counts have long tails
-SIGMAS_LATELY = 2.0
+SIGMAS_LATELY = 2.0  # of several episodes, whose counts are larger
 
 
 @dataclass(slots=True)
