@@ -142,7 +142,7 @@ class Pace:
         elif now >= self._episode.at:
             self._episode.add(report)
         self._count_tokens(report, peak, now)
-        self.window.answered(report.ended - report.refused - report.overloaded, peak, now)
+        self.window.answered(report.answered, peak, now)
         self._asked_until = max(self._asked_until, now + report.retry_after)
         if report.overloaded and self._episode.overloaded > max(1, LOADED * self._episode.ended):
             self.window.hold(now, now + EPISODE_S)
@@ -173,11 +173,11 @@ class Pace:
         episode = self._episode
         if episode.overloaded > OVERLOAD * episode.ended:
             self._cut(now)  # beyond the odd error: too many calls at once
-        self._judge_ramp(now)
         share, refused = self._blame()
         if share > MANY and self._is_unclear(share, past):
             self._cut(now)
             return
+        self._judge_ramp(now)
         believed = self.counting.charging
         if share > MANY:
             self._slow_down(share, past, now)
@@ -274,7 +274,8 @@ class Pace:
         if refused and (is_near or guess > self._refused_at):
             self._guess = guess * (1 - BACK)
             return
-        if self._is_looking(now):
+        # A guess that nobody comes up against says nothing, and would grow without end.
+        if self._is_looking(now) or now < self._ramp_until or now - self.short_at > 2 * EPISODE_S:
             return
         step = max(guess * PROBE, LEAST_PROBE) * (CAREFUL if is_near else 1.0)
         quiet = max(0.0, now - self._slowed_at - LONG_QUIET_S)
@@ -334,7 +335,9 @@ class Pace:
         ramped, ended = self._episode.ramped, self._episode.ended
         if not self._is_sound(self._ramp_stray, ramped):
             self._ramp_stray.hear(ramped, ended)
-        elif self._ramp_stray.prove(ramped, ended):
+            return
+        self._ramp_stray.prove(ramped, ended)
+        if ramped and self._ramp_stray.share and now < self._ramp_until:
             self._ramp_until = now
             self.window.release()
             self._restore()

@@ -37,7 +37,7 @@ class Window:
 
     def answered(self, count: int, in_flight: int, now: Seconds) -> None:
         """`count` calls succeeded while up to `in_flight` were out."""
-        if self._fixed or in_flight < BUSY * self._size or now - self._cut_at < LOOK_S:
+        if self._fixed or in_flight < BUSY * self.size or now - self._cut_at < LOOK_S:
             return
         ceiling = self._ceiling if now < self._hold_until else CEILING
         self._answers += count

@@ -72,7 +72,7 @@ class Allowance:
 
     def may_start(self, demand: Demand, now: Seconds) -> bool:
         """Whether a call that takes `demand` may leave now."""
-        if self.in_flight >= (1 if self.reach.is_lost else self.window) or now < self._pause_until:
+        if self.in_flight >= self.window or now < self._pause_until:
             return False
         if self.governed and now > self._until:
             return False
@@ -104,9 +104,11 @@ class Allowance:
             return demand._replace(output_tokens=min(demand.output_tokens, int(self._usual_output * 1.1) + 1))
         return demand
 
-    def start(self, demand: Demand) -> Demand:
+    def start(self, demand: Demand, now: Seconds) -> Demand:
         """A call leaves; what to settle it with."""
         demand = self._rated(demand)
+        if self.reach.is_lost:
+            self._pause_until = max(self._pause_until, now + PROBE_S)  # one feels for the server
         self.in_flight += 1
         self._started += 1
         self._counts.peak = max(self._counts.peak, self.in_flight)

@@ -204,7 +204,7 @@ class Sender:
         loop = asyncio.get_running_loop()
         self._typical = demand
         if not self._waiting and self._allowance.may_start(demand, loop.time()):
-            return self._allowance.start(demand)
+            return self._allowance.start(demand, loop.time())
         ready: asyncio.Future[Demand] = loop.create_future()
         self._waiting.append((demand, ready))
         if not self._allowance.is_full:
@@ -225,7 +225,7 @@ class Sender:
                     if self._allowance.in_flight < self._allowance.window:
                         self._need.set()
                     return
-                ready.set_result(self._allowance.start(demand))
+                ready.set_result(self._allowance.start(demand, now))
             self._waiting.popleft()
 
     def _record(self, key: bytes, attempt: bytes, demand: Demand, reply: Reply) -> Amount:

@@ -164,7 +164,7 @@ class Simulation:
         allowance = self.allowances[name]
         while name not in self.ended and self.supply(name) and allowance.may_start(self.next[name], self.now):
             demand = self.next[name]
-            taken, sent_at = allowance.start(demand), self.now
+            taken, sent_at = allowance.start(demand, self.now), self.now
             self.next[name] = self.draw(name, self.rng)
             self.sent[name] += 1
             delay = self.rng.random() * self.jitter_s

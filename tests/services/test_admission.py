@@ -1,5 +1,6 @@
 """Rates and calls in flight, on a clock that the test turns, against limiters of several kinds."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -220,6 +221,17 @@ def test_a_window_doubles_until_the_first_refusal_and_then_feels_its_way() -> No
     assert cut < window.size < cut * 1.05
     window.refused(now=14.0)
     assert window.size < cut
+
+
+@pytest.mark.parametrize("cuts", range(12))
+def test_a_window_of_any_size_grows_where_all_of_it_is_used(cuts: int) -> None:
+    window = Window()
+    for cut in range(cuts):
+        window.refused(now=10.0 * cut)
+    before = window.size
+    for second in range(1_000, 1_020):
+        window.answered(5, in_flight=window.size, now=float(second))
+    assert window.size > before
 
 
 def test_a_window_grows_as_at_first_again_where_a_cut_turned_out_to_be_for_nothing() -> None:

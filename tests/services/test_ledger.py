@@ -121,7 +121,7 @@ class Money(RuleBasedStateMachine):
         if not lost:  # a reply may be lost on its way
             self.workers[name].advanced(advance, self.now)
         while self.workers[name].may_start(call, self.now) and data.draw(st.booleans()):
-            self.flying[name].append((call, self.workers[name].start(call)))
+            self.flying[name].append((call, self.workers[name].start(call, self.now)))
 
     @rule(data=st.data(), share=st.floats(0, 1))
     def settle(self, data: st.DataObject, share: float) -> None:
@@ -176,7 +176,7 @@ def test_a_budget_is_used_to_within_one_call(costs: list[int]) -> None:
         if not allowance.may_start(call, now):
             assert spent + 400 > 3_000
             return
-        taken = allowance.start(call)
+        taken = allowance.start(call, now)
         allowance.settle(taken, ANSWERED, usd(cost), now, now)
         spent += cost
     assert spent <= 3_000

@@ -4,11 +4,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from test_sender import ANSWER, Played, refused, see_through, sender
+from test_sender import ANSWER, LANE, Played, calls, refused, see_through, sender
 
 from schemas.call import Reply, VerdictKind
+from schemas.money import Amount
 from services.fanout import allowance, reach
 from services.fanout.reach import BLIP_S, IN_A_ROW, LEAST, PROBE_S, Reach
+from services.fanout.size import worst_case
 
 AWAY, THERE = VerdictKind.UNREACHABLE, VerdictKind.TRANSIENT
 
@@ -55,6 +57,18 @@ def test_one_call_at_a_time_feels_for_a_server_that_is_away(tmp_path: Path, monk
     assert work.end is not None and work.end.detail == "unreachable: said so"
     assert adapter.sent <= 200 + 1.0 / (PROBE_S / 10) + IN_A_ROW  # 1,000 where each tried for itself
     assert (work.delta.sent, work.delta.failed) == (0, 0)
+
+
+def test_a_call_that_is_still_out_does_not_keep_others_from_feeling_for_the_server(tmp_path: Path) -> None:
+    lane = allowance.Allowance("run", "w", {}, None, governed=False, banked=False, window=9)
+    call = worst_case(calls(1)[0], LANE.rates)
+    taken = [lane.start(call, 0.0) for _ in range(9)]
+    for one in taken[:IN_A_ROW]:
+        lane.settle(one, refused(AWAY), Amount(), 0.0, 0.1)
+    assert lane.reach.is_lost and not lane.may_start(call, 0.2)
+    assert lane.may_start(call, 0.1 + PROBE_S)
+    lane.start(call, 0.1 + PROBE_S)
+    assert not lane.may_start(call, 0.2 + PROBE_S) and lane.may_start(call, 0.1 + 2 * PROBE_S)
 
 
 def test_a_server_that_comes_back_gets_all_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

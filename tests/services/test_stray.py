@@ -104,6 +104,32 @@ def test_a_server_that_begins_to_refuse_by_chance_is_learned_in_mid_run() -> Non
     assert simulation.used(90.0, 180.0, 6000, tokens=False) >= 0.9
 
 
+def test_a_guess_that_nobody_comes_up_against_does_not_grow_without_end() -> None:
+    provider = Fickle({"requests": 6000}, headers=False, share=0.5, latency_s=2.0)
+    simulation = Simulation(provider, WORKERS, {}, demand(200), unequal, 8)
+    simulation.run(15.0)
+    provider.share = 0.0
+    simulation.run(400.0)
+    provider.meters.meters["requests"].per_minute = 200  # 8 calls in flight take 240
+    before = provider.refused
+    simulation.run(460.0)
+    assert provider.refused - before <= 0.2 * 240
+
+
+def test_a_known_limit_is_not_left_to_ramp_limits_by_chance_in_the_long_run() -> None:
+    provider = Fickle({"requests": 3000}, headers=False, share=0.03, since=60.0, kind=VerdictKind.RAMP_LIMITED)
+    simulation = Simulation(provider, WORKERS, {"requests": 3000}, demand(200), unequal)
+    simulation.run(400.0)
+    assert simulation.used(100.0, 400.0, 3000, tokens=False) >= 0.9  # 0.55 at the end where only news let go
+
+
+def test_ramp_limits_by_chance_do_not_starve_a_lane_whose_limit_is_guessed() -> None:
+    provider = Fickle({"requests": 3000}, headers=False, share=0.03, since=60.0, kind=VerdictKind.RAMP_LIMITED)
+    simulation = Simulation(provider, WORKERS, {}, demand(200), unequal)
+    simulation.run(400.0)
+    assert simulation.used(200.0, 400.0, 3000, tokens=False) >= 0.6  # 0.1 where the guess went on rising
+
+
 @pytest.mark.parametrize("share", [0.01, 0.05])
 @pytest.mark.parametrize("limits", [{"requests": 6000.0}, {}], ids=["known", "unknown"])
 def test_a_ramp_limit_that_comes_by_chance_holds_no_lane_back_for_long(limits: dict[str, float], share: float) -> None:
