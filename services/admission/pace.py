@@ -8,7 +8,7 @@ from typing import NamedTuple
 from services.admission.bucket import Bucket
 from services.admission.charging import Counting
 from services.admission.lease import Report
-from services.admission.stray import MOST, Stray
+from services.admission.stray import MOST, SOME, Stray
 from services.admission.window import Window
 
 Seconds = float
@@ -21,7 +21,6 @@ PLENTY = 200  # calls that tell a share of so few
 AGAIN = 0.03  # over some episodes, though few in each
 UNKNOWN = 0.3  # refused of sent: a limit that nobody named
 LOADED, OVERLOAD = 0.1, 0.2  # overloaded of sent, not the odd error: calls in flight grow no more, or are cut
-SOME = 3  # refused of an episode: more than chance
 FLOOD = 0.1  # refused of sent: something is wrong with what is believed of the limits
 SLOWER, RAMP_SLOWER = 0.95, 0.75
 RECOVERY = 0.005  # of the limit a second, and as much again for every `QUIET_S` without many refusals
@@ -173,11 +172,11 @@ class Pace:
         episode = self._episode
         if episode.overloaded > OVERLOAD * episode.ended:
             self._cut(now)  # beyond the odd error: too many calls at once
-        share, refused = self._blame()
-        if share > MANY and self._is_unclear(share, past):
+        if self._is_unclear(past):
             self._cut(now)
             return
         self._judge_ramp(now)
+        share, refused = self._blame(now)
         believed = self.counting.charging
         if share > MANY:
             self._slow_down(share, past, now)
@@ -194,7 +193,7 @@ class Pace:
     def _begin_episode(self, now: Seconds) -> None:
         self._episode = Episode(now)
 
-    def _pace(self) -> tuple[str, float]:
+    def _standing(self) -> tuple[str, float]:
         """(what holds the pace, where it stands)."""
         if self._guess is not None:
             return "guess", self._guess
@@ -213,7 +212,7 @@ class Pace:
 
     def _is_sound(self, stray: Stray, refused: int) -> bool:
         """Whether refusals at such a pace are none of the lane's doing."""
-        return self._is_settled and stray.is_sound(refused, self._episode.ended, *self._pace())
+        return self._is_settled and stray.is_sound(refused, self._episode.ended, *self._standing())
 
     def _is_too_many(self) -> bool:
         """Whether fewer calls in flight are called for."""
@@ -222,16 +221,16 @@ class Pace:
             return refused > 1 and refused > MOST * ended
         return not self._is_sound(self._stray, refused) and self._stray.ours(refused, ended) > MANY * ended
 
-    def _blame(self) -> tuple[float, float]:
+    def _blame(self, now: Seconds) -> tuple[float, float]:
         """(the share of calls that a slower lane would have had answered, how many refusals shorter bursts might have
         spared), as far as is known."""
         refused, ended, stray = self._episode.refused, self._episode.ended, self._stray
         is_sound = self._is_sound(stray, refused)
         # The limit is used whole, and no more than the odd call refused.
-        are_few = self._pace() == ("factor", 1.0) and stray.lately.ended >= PLENTY and stray.lately.value <= MANY
+        are_few = self._standing() == ("factor", 1.0) and stray.lately.ended >= PLENTY and stray.lately.value <= MANY
         if (is_sound or are_few) and all(bucket.is_tight for bucket in self.buckets.values()):
             if stray.prove(refused, ended) if is_sound else stray.prove_lately(refused, ended):
-                self._restore()
+                self._restore(now)
             return 0.0, 0.0
         stray.hear(refused, ended)
         ours = stray.ours(refused, ended)
@@ -241,8 +240,10 @@ class Pace:
             share = max(share, again if again > AGAIN else 0.0)
         return 0.0 if is_sound else share, ours
 
-    def _restore(self) -> None:
-        """The lane slowed down for nothing."""
+    def _restore(self, now: Seconds) -> None:
+        """The lane slowed down for nothing, unless it is held for a ramp, too."""
+        if now < self._ramp_until:
+            return
         self.window.resume()
         for bucket in self.buckets.values():
             bucket.restore()
@@ -250,7 +251,7 @@ class Pace:
     def _mark(self, share: float, now: Seconds) -> float:
         """The lane slows down, for `share` of its calls were refused. What was answered tells the server's rate only
         where that is not the first time in a while: until then it also answers from what it had put by."""
-        means, pace = self._pace()
+        means, pace = self._standing()
         is_first = now >= self._slowed_at + 2 * LOOK_S
         error = min(0.1, 2 * self._stray.lately.error)
         by = SLOWER * (1 - share) if is_first else WELL_BELOW * (1 - share - error)
@@ -281,13 +282,14 @@ class Pace:
         quiet = max(0.0, now - self._slowed_at - LONG_QUIET_S)
         self._guess = guess + step * (1 + quiet / QUIET_S)
 
-    def _is_unclear(self, share: float, past: Seconds) -> bool:
+    def _is_unclear(self, past: Seconds) -> bool:
         """Whether to wait for more answers: a limit that headers told is not the one that refuses, and too few were
         answered to tell which is."""
-        told = bool(self._told) and not self._named
-        if share < UNKNOWN or not (told or self._is_at_its_floor) or self._episode.answered >= TELLING:
+        episode, told = self._episode, bool(self._told) and not self._named
+        if episode.refused < max(SOME, UNKNOWN * episode.ended) or episode.answered >= TELLING:
             return False
-        return past < 10 * EPISODE_S or (self._episode.answered < FEW and past < 60 * EPISODE_S)
+        is_early = past < 10 * EPISODE_S or (episode.answered < FEW and past < 60 * EPISODE_S)
+        return is_early and (told or self._is_at_its_floor)
 
     @property
     def _is_at_its_floor(self) -> bool:
@@ -328,7 +330,7 @@ class Pace:
         for bucket in self.buckets.values():
             bucket.slow(RAMP_SLOWER)
         self._ramp_until, self._settled_at = now + RAMP_HOLD_S, now + AGO_S
-        self._ramp_stray.slowed(*self._pace())
+        self._ramp_stray.slowed(*self._standing())
 
     def _judge_ramp(self, now: Seconds) -> None:
         """Whether refusals for a ramp go on where it was just made a quarter lower: then it is none."""
@@ -340,4 +342,4 @@ class Pace:
         if ramped and self._ramp_stray.share and now < self._ramp_until:
             self._ramp_until = now
             self.window.release()
-            self._restore()
+            self._restore(now)

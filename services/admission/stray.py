@@ -7,7 +7,8 @@ MOST = 0.2  # of calls; what is refused beyond that is for the pace
 MEMORY, LONGER_MEMORY = 0.9, 0.95  # of what was counted is left after another episode
 ABOVE = 1.25  # of what was proven
 PROOF = 20  # calls that tell a share
-NEWS, SOME = 1.5, 3  # refusals that tell something new, that are more than chance
+NEWS = 1.5  # refusals that tell something new
+SOME = 3  # refusals: more than chance
 SIGMAS, AT_LEAST = 3.0, 1.0  # of chance: small counts have long tails
 SIGMAS_LATELY = 2.0  # of several episodes, whose counts are larger
 

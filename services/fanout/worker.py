@@ -12,7 +12,7 @@ import anyio
 from schemas.errors import LimbeckError
 from schemas.lane import Teacher
 from schemas.money import Amount
-from services.admission.charging import Charging
+from services.admission.charging import charging_of
 from services.admission.governor import governor_of
 from services.admission.lease import LEASE_S, Grant, Report
 from services.fanout.allowance import Allowance
@@ -80,14 +80,6 @@ class RayLeases:
             except ray.exceptions.RayError:
                 pass  # it is being started again, or gone; the lease then runs out
         return None
-
-
-def charging_of(teacher: Teacher) -> Charging:
-    """How a provider counts tokens against a limit (both: rate limit pages, read 2026-11-23); of others it is learned,
-    from a guess in the middle."""
-    if teacher.base_url is not None:
-        return Charging.REFUND
-    return Charging.LIVE if teacher.provider == "anthropic" else Charging.KEEP
 
 
 def is_governed(teacher: Teacher) -> bool:

@@ -1,10 +1,9 @@
 """A server that cannot be reached, before it is given up."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
-from test_sender import ANSWER, LANE, Played, calls, refused, see_through, sender
+from test_sender import ANSWER, LANE, Played, calls, refused, renewed, sender
 
 from schemas.call import Reply, VerdictKind
 from schemas.money import Amount
@@ -46,14 +45,7 @@ def test_one_call_at_a_time_feels_for_a_server_that_is_away(tmp_path: Path, monk
     adapter = Played(lambda number: refused(AWAY))
     work = sender(tmp_path, adapter, window=200)
 
-    async def run() -> int:
-        renewing = asyncio.create_task(work.renew_leases())
-        seen = await see_through(work, 200)
-        work.done()
-        await renewing
-        return seen
-
-    assert asyncio.run(run()) == 0  # none is lost: the next start asks them all
+    assert renewed(work, 200) == 0  # none is lost: the next start asks them all
     assert work.end is not None and work.end.detail == "unreachable: said so"
     assert adapter.sent <= 200 + 1.0 / (PROBE_S / 10) + IN_A_ROW  # 1,000 where each tried for itself
     assert (work.delta.sent, work.delta.failed) == (0, 0)
@@ -79,12 +71,5 @@ def test_a_server_that_comes_back_gets_all_calls(tmp_path: Path, monkeypatch: py
 
     work = sender(tmp_path, Played(reply), window=50)
 
-    async def run() -> int:
-        renewing = asyncio.create_task(work.renew_leases())
-        seen = await see_through(work, 50)
-        work.done()
-        await renewing
-        return seen
-
-    assert asyncio.run(run()) == 50
+    assert renewed(work, 50) == 50
     assert (work.delta.sent, work.delta.answered, work.end) == (50, 50, None)

@@ -59,6 +59,19 @@ async def see_through(work: Sender, count: int) -> int:
     return sum(isinstance(d, bool) for d in done)
 
 
+def renewed(work: Sender, count: int) -> int:
+    """The same, with leases kept up meanwhile."""
+
+    async def go() -> int:
+        renewing = asyncio.create_task(work.renew_leases())
+        done = await see_through(work, count)
+        work.done()
+        await renewing
+        return done
+
+    return asyncio.run(go())
+
+
 @pytest.mark.parametrize("kind", [VerdictKind.AUTH, VerdictKind.OUT_OF_MONEY, VerdictKind.MISDIRECTED])
 def test_the_first_answer_that_no_other_call_can_better_stops_the_lane(tmp_path: Path, kind: VerdictKind) -> None:
     adapter = Played(lambda number: refused(kind))
@@ -203,13 +216,7 @@ def test_what_a_server_counts_beyond_the_text_is_reserved_from_then_on(tmp_path:
     answer = Reply(Verdict(VerdictKind.ANSWERED), 200, b"{}", Usage(2_000, 10))
     work = Sender(priced, Played(lambda number: answer), JournalWriter(tmp_path, "000001-1-0000"), allowance, books)
 
-    async def until_exhausted() -> None:
-        renewing = asyncio.create_task(work.renew_leases())
-        await see_through(work, 12)
-        work.done()
-        await renewing
-
-    asyncio.run(until_exhausted())
+    renewed(work, 12)
     assert work.end == End("exhausted")
     assert work.delta.nano_usd <= 10_000_000
 
@@ -223,14 +230,7 @@ def test_where_little_money_is_left_the_first_call_goes_alone(tmp_path: Path, ca
     allowance = Allowance("run", "w", {}, None, governed=False, banked=True, window=8)
     work = Sender(priced, adapter, JournalWriter(tmp_path, "000001-1-0000"), allowance, books)
 
-    async def seen_through() -> int:
-        renewing = asyncio.create_task(work.renew_leases())
-        done = await see_through(work, 20)
-        work.done()
-        await renewing
-        return done
-
-    assert asyncio.run(seen_through()) == 20
+    assert renewed(work, 20) == 20
     assert (1 in adapter.beside[:2]) is not alone
     assert max(adapter.beside) >= 5
 
@@ -241,14 +241,7 @@ def test_attempts_that_never_left_spend_no_budget_of_calls(tmp_path: Path, monke
     allowance = Allowance("run", "w", {}, None, governed=False, banked=True, window=4)
     work = Sender(LANE, adapter, JournalWriter(tmp_path, "000001-1-0000"), allowance, Books1(calls=6))
 
-    async def go() -> int:
-        renewing = asyncio.create_task(work.renew_leases())
-        done = await see_through(work, 8)
-        work.done()
-        await renewing
-        return done
-
-    assert asyncio.run(go()) == 6
+    assert renewed(work, 8) == 6
     assert (work.end, work.delta.sent) == (End("exhausted"), 6)
     index = JournalIndex(tmp_path)
     assert (index.totals.answered, index.totals.amount.calls) == (6, 6)
