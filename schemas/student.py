@@ -149,7 +149,7 @@ class TrainingSpec(Strict):
         None, description="go on with as few where machines are lost or not free yet; null: all of workers are needed"
     )
     sharding: bool = Field(
-        False, description="each worker holds a share of the weights (FSDP2); not where responses are sampled"
+        False, description="each worker holds a share of the weights (FSDP2); whole ones while responses are sampled"
     )
     epochs: Annotated[float, Field(gt=0, le=1_000_000)] = Field(1, description="passes over the pairs")
     steps: Annotated[int, Field(ge=1, le=10**9)] | None = Field(None, description="how many, instead of epochs")
@@ -196,8 +196,6 @@ class TrainingSpec(Strict):
 
     @model_validator(mode="after")
     def _splits(self) -> "TrainingSpec":
-        if self.sharding and samples(self.objective):
-            raise ValueError("sharding goes with responses that are given: sampling them needs whole weights")
         if self.min_workers is None:
             return self
         if self.min_workers > self.workers:

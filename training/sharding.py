@@ -1,6 +1,7 @@
 """FSDP2 (`torch.distributed.fsdp.fully_shard`): a student's weights, gradients and optimizer state shared out over the
 workers, each layer gathered whole while it computes. What is written of it is whole, whatever the number of workers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,27 @@ def shard(learner: Learner) -> None:
         fully_shard(layer)
     fully_shard(learner)
     register_fsdp_forward_method(learner, "within")
+
+
+def gathered(learner: Learner, work: Callable[[], Any]) -> Any:
+    """What `work` gives, done with all weights whole on every worker: it may run the layers as often as it likes, as
+    sampling does, where each worker's responses end at tokens of their own. All workers must ask."""
+    from torch.distributed.fsdp import FSDPModule
+
+    layers = [part for part in learner.modules() if isinstance(part, FSDPModule) and part is not learner]
+
+    def whole() -> Any:
+        for layer in layers:
+            layer.set_reshard_after_forward(False, recurse=False)
+            layer.unshard()
+        try:
+            return work()
+        finally:
+            for layer in layers:
+                layer.set_reshard_after_forward(True, recurse=False)
+                layer.reshard()
+
+    return learner.within(whole)
 
 
 def weights(learner: Learner) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """A `transformers.Trainer` whose loss is one number however a step's rows are split over micro-batches and workers."""
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -84,9 +85,13 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         batches = list(itertools.islice(epoch_iterator, num_batches))
         self._taken = [row.record for batch in batches for row in batch["rows"] if row.task != BLANK]
         if self._rollouts is not None:
-            batches = self._rollouts.sampled(batches, self.state.global_step)
+            batches = self._sampled(self._rollouts, batches)
         counts = torch.stack([counts_of(batch, self._seq2seq) for batch in batches]).sum(0).to(device)
         return batches, self.accelerator.reduce(counts, "sum")
+
+    def _sampled(self, rollouts: Rollouts, batches: list[Any]) -> list[Any]:
+        sample = functools.partial(rollouts.sampled, batches, self.state.global_step)
+        return sharding.gathered(self._learner, sample) if self._sharded else sample()
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -10,8 +10,12 @@ from tiny_students import rows_of, student, without_dropout
 from schemas.student import TrainingSpec
 from training.trainer import TokenTrainer, trainer_of
 
-# `hidden` has weights of its own beside the student's.
-TRAININGS: list[tuple[str, dict[str, Any]]] = [("llama", {"name": "hidden"}), ("t5", {"name": "kd"})]
+# `hidden` has weights of its own beside the student's; the last two sample responses, which end where they like.
+TRAININGS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"name": "hidden"}), ("t5", {"name": "kd"}),
+    ("t5", {"name": "gkd", "lambda": 0.5, "max_new_tokens": 12}),
+    ("llama", {"name": "minillm", "max_new_tokens": 12, "rollouts": 8, "reuse": 2}),
+]  # fmt: skip
 
 
 def trainer(arch: str, objective: dict[str, Any], out: Path, workers: int, stop_at: int = 0) -> TokenTrainer:
@@ -44,12 +48,13 @@ def outcomes(folder: str, workers: int) -> dict[str, Any]:
     transformers.logging.disable_progress_bar()
     found, place = {}, Path(folder)
     for arch, objective in TRAININGS:
-        whole = trainer(arch, objective, place / arch, workers)
+        name = objective["name"]
+        whole = trainer(arch, objective, place / name, workers)
         whole.go_on()
-        found[arch] = outcome(whole)
+        found[name] = outcome(whole)
         if workers > 1:
-            trainer(arch, objective, place / f"{arch}-cut", workers, stop_at=4).go_on()
-            second = trainer(arch, objective, place / f"{arch}-cut", workers)
+            trainer(arch, objective, place / f"{name}-cut", workers, stop_at=4).go_on()
+            second = trainer(arch, objective, place / f"{name}-cut", workers)
             assert second.go_on() == 4
-            found[f"{arch}, resumed"] = outcome(second)
+            found[f"{name}, resumed"] = outcome(second)
     return found
