@@ -63,6 +63,8 @@ class Allowance:
     _idle: Amount = NOTHING
     _flying: Amount = NOTHING
     _spent: Amount = NOTHING
+    _asked: Amount = NOTHING  # of the cashier
+    _is_short: bool = True  # it has not given all of that
     _counts: Counts = field(default_factory=Counts)
     _measured_at: Seconds = float("-inf")
     _started: int = 0
@@ -167,6 +169,7 @@ class Allowance:
         self._measure(now)
         counts, hint = self._counts, self._hint
         typical = self._rated(typical) if typical else None
+        waiting = self._able(waiting, typical, now)
         ahead = 0.0 if self.is_full and self._is_scarce(typical) else self._ahead(waiting)
         wanted, returned = {}, {}
         whole = self._whole_calls(typical)
@@ -200,6 +203,16 @@ class Allowance:
     def _ahead(self, waiting: int) -> float:
         """Calls to hold leases for: as many as may leave before the next renewal, and no more than wait."""
         return min(waiting, max(1.0, AHEAD * PERIOD_S * self.pace, self.window - self.in_flight))
+
+    def _able(self, waiting: int, typical: Demand | None, now: Seconds) -> int:
+        """Of the calls that wait, those that nothing but a limit keeps, or one: leases for others would gather until
+        the money is there, or the server again, and leave together."""
+        if now < self._pause_until or self.reach.is_lost:
+            return min(waiting, 1)
+        if typical is None or not (self.banked and self._is_short):
+            return waiting
+        paid = [have // need for have, need in zip(self._idle, typical.money, strict=True) if need > 0]
+        return min(waiting, max(1, min(paid, default=waiting)))
 
     def _is_scarce(self, typical: Demand | None) -> bool:
         """Whether a limit holds less than two calls: one that is kept for when a place is free would leave close behind
@@ -244,10 +257,12 @@ class Allowance:
         self._idle = keep
         wanted = Amount(*(max(0, a - b) for a, b in zip(target, keep, strict=True)))
         missing = Amount(*(max(0, a - b) for a, b in zip(need, keep, strict=True)))
+        self._asked = wanted
         return Account(self._spent, self._flying.plus(keep)), wanted, missing
 
     def advanced(self, advance: Advance, asked_at: Seconds) -> None:
         """The cashier's answer."""
+        self._is_short = not advance.amount.covers(self._asked)
         self._idle = NOTHING if advance.recalled else self._idle.plus(advance.amount)
         self._bank_until = asked_at + LEASE_S
 

@@ -112,7 +112,7 @@ class Books:
             return Advance(exhausted=done, excess=excess)
         if wanted == NOTHING:
             return Advance(excess=excess)
-        calls = self._may_fly(account, answers, free)
+        calls = self._may_fly(account, next_call, answers, free)
         if calls < 1:
             return Advance(excess=excess)
         if wanted.calls > calls:
@@ -121,12 +121,15 @@ class Books:
         self.accounts[worker] = account._replace(held=account.held.plus(given))
         return Advance(given, excess=excess)
 
-    def _may_fly(self, account: Account, answers: int, free: tuple[float, ...]) -> float:
-        """How many calls more may hold money in a lane. Where the server's counting is not known, no more than could
-        all cost wildly much, or twice as many as have been answered: the first one goes alone, and tells."""
+    def _may_fly(self, account: Account, next_call: Amount, answers: int, free: tuple[float, ...]) -> float:
+        """How many calls more may hold money in a lane. Where the server's counting is not known, twice as many as
+        have been answered, for the first one tells, or as many as can be paid for if each costs wildly much by the
+        chance that is left after so many answers that did not: 1 / (answers + 1)."""
         if not any(account.wild):
             return math.inf
-        bearable = min(left / most for left, most in zip(free, account.wild, strict=True) if most)
+        clean = 0 if any(self.excess[account.lane]) else answers
+        costs = (need + most / (1 + clean) for need, most in zip(next_call, account.wild, strict=True))
+        bearable = min(left / cost for left, cost in zip(free, costs, strict=True) if cost)
         held = sum(a.held.calls for a in self.accounts.values() if a.lane == account.lane)
         return max(bearable, 1.0 + 2.0 * answers) - held
 

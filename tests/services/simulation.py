@@ -33,6 +33,7 @@ class Provider:
     latency_s: float = 0.2
     in_flight_limit: int | None = None
     counts_input: int | None = None  # tokens of a call's text, where that is not what we think
+    away: tuple[float, float] = (0.0, 0.0)  # from when to when nobody can reach it
     meters: Meters = field(init=False)
     admitted: list[tuple[float, float]] = field(default_factory=list)  # (time, tokens charged)
     produced: list[tuple[float, float]] = field(default_factory=list)  # tokens charged with the answer
@@ -56,6 +57,8 @@ class Provider:
 
     def take(self, demand: Demand, output: int, now: float) -> Reply | None:
         """A refusal, or None where the call is served."""
+        if self.away[0] <= now < self.away[1]:
+            return Reply(Verdict(VerdictKind.UNREACHABLE))
         text = self.counts_input or demand.input_tokens
         charge = Charge(1.0, text if self.gives_back else text + demand.output_tokens, text, 0.0)
         over = self.in_flight_limit is not None and self.in_flight >= self.in_flight_limit

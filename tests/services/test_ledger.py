@@ -239,6 +239,18 @@ def test_where_nobody_knows_how_a_server_counts_the_first_call_goes_alone_and_th
     assert Books(Caps(10**9), NOTHING).renew("a", new, one.times(8), one).amount == one.times(8)  # money enough
 
 
+def test_the_more_answers_cost_what_was_foreseen_the_more_calls_may_be_out() -> None:
+    one, wild = Amount(100, 0, 1), Amount(9_900, 0, 0)
+
+    def given(answers: int, excess: Excess = Excess()) -> int:
+        books = Books(Caps(100_000), NOTHING)
+        return books.renew("a", Account(answers=answers, excess=excess, wild=wild), one.times(900), one).amount.calls
+
+    # 10 by the bound alone; with a chance of 1 in 10 that the next one costs wildly much, 91; in 100, 502.
+    assert [given(0), given(9), given(99)] == [10, 91, 502]
+    assert [given(9, Excess(0, 1)), given(99, Excess(0, 1))] == [19, 199]  # that chance is no small one here
+
+
 def test_what_one_worker_sees_of_a_lane_all_reserve() -> None:
     books, one = Books(Caps(10_000), NOTHING), Amount(100, 0, 1)
     told = books.renew("a", Account(answers=1, excess=Excess(5_000, 100)), NOTHING, NOTHING)
