@@ -4,8 +4,10 @@ Parsing follows Distilling Step-by-Step (arXiv 2305.02301) and its released load
 hallucinated next exemplar, split at the answer marker, then the label by the task's pattern.
 """
 
+import hashlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +78,12 @@ def load_exemplars(prompt: Prompt) -> tuple[Exemplar, ...]:
     if not found:
         raise SpecError(f"prompt.exemplars: {path} is empty", "give at least one worked example")
     return tuple(found)
+
+
+def digest_of(exemplars: Sequence[Exemplar]) -> str:
+    """What tells other exemplars in the same file; empty for none."""
+    text = json.dumps([exemplar.model_dump() for exemplar in exemplars])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest() if exemplars else ""
 
 
 def question(text: str, choices: tuple[str, ...]) -> str:

@@ -23,17 +23,20 @@ class Reuse:
     def line(self) -> str:
         """One line for the user."""
         why = "; ".join(f"{count:,} {reason}" for reason, count in self.asked.most_common())
-        rest = f"; {self.asked.total():,} are asked ({why})" if self.asked else ""
+        total = self.asked.total()
+        rest = f"; {total:,} {'is' if total == 1 else 'are'} asked ({why})" if self.asked else ""
         failed = f"; {self.failed:,} failed before and are left as they are" if self.failed else ""
         return f"{self.reused:,} of {self.rows:,} rows are reused and cost nothing{failed}{rest}"
 
 
 def reuse(
-    plan: RowPlan, earlier: RowPlan, changes: Sequence[str], answers: Answers, again: bool = False
+    plan: RowPlan, earlier: RowPlan, changes: Sequence[str], answers: Answers, edited: Sequence[str] = (),
+    again: bool = False,
 ) -> Reuse:  # fmt: skip
-    """Compare a plan with the one that made the journal. Reads the source once; pays nothing. again: failed calls are
-    asked again."""
+    """Compare a plan with the one that made the journal. Reads the source once; pays nothing. edited: files of the
+    spec that say something else since. again: failed calls are asked again."""
     found, changed = Reuse(), "because " + "; ".join(changes)
+    new = NEW + (f", and the content of {' and '.join(edited)} has changed" if edited else "")
     for row in plan.rows():
         if not isinstance(row, Row):
             continue
@@ -43,5 +46,5 @@ def reuse(
         elif not again and answers.is_settled(plan.call(row)):
             found.failed += 1
         else:
-            found.asked[changed if answers.has(earlier.call(row)) else NEW] += 1
+            found.asked[changed if answers.has(earlier.call(row)) else new] += 1
     return found

@@ -66,7 +66,7 @@ class Run:
     manifest: Manifest = field(init=False)
     _scan: Scan = field(init=False)
     _earlier: JobSpec | None = field(init=False, default=None)
-    _same_source: bool = field(init=False, default=False)
+    _edited: list[str] = field(init=False, default_factory=list)  # files that say something else than last time
     _changes: list[str] = field(init=False, default_factory=list)
     _base: Totals = field(init=False)
     _done: Progress = field(init=False, default_factory=Progress)
@@ -91,8 +91,9 @@ class Run:
         self._scan = scan(self.spec.source)
         if self.spec.validation.json_schema is not None:
             check_schema(self.spec.validation.json_schema)
+        exemplars: tuple[cot.Exemplar, ...] = ()
         if self.spec.pipeline == "cot":
-            cot.load_exemplars(self.spec.prompt)
+            exemplars = cot.load_exemplars(self.spec.prompt)
         elif (wanted := self._instruct()).generate:
             pool = instruct.example_pool(self.spec.source, self._scan.duplicates, self.spec.sampling.draws)
             instruct.check_pool(pool, wanted)
@@ -100,10 +101,18 @@ class Run:
             self._check_sizes()
         self.directory.require_space(self.most_rows, student, COPIES * self._scan.bytes)
         self.manifest = self.directory.manifest() or Manifest(name=self.spec.name, pipeline=self.spec.pipeline)
-        self._same_source = self.manifest.source_digest == self._scan.digest
-        self.manifest.rows.source, self.manifest.source_digest = self._scan.rows, self._scan.digest
+        self._note_contents(cot.digest_of(exemplars))
         self.manifest.notes = self._moved_servers()
         self.manifest.seconds["scan"] = round(time.monotonic() - started, 3)
+
+    def _note_contents(self, exemplars: str) -> None:
+        """What the files hold that the spec names; and which of them were edited since the last start."""
+        before = self.manifest.source_digest, self.manifest.exemplars_digest
+        now = self._scan.digest, exemplars
+        named = zip(("source", "prompt.exemplars"), before, now, strict=True)
+        self._edited = [name for name, was, is_ in named if was != is_]
+        self.manifest.rows.source = self._scan.rows
+        self.manifest.source_digest, self.manifest.exemplars_digest = now
 
     @property
     def journal(self) -> Journal:
@@ -121,7 +130,7 @@ class Run:
         whole = "unanswered" not in self.manifest.rows.rejected and not self.manifest.calls.open
         same = self._earlier is not None and published_part(self._earlier) == published_part(self.spec)
         there = all((self.directory.root / name).is_file() for name in self.manifest.dataset.files)
-        done = self.manifest.state == "finished" and self._same_source and not self._changes
+        done = self.manifest.state == "finished" and not self._edited and not self._changes
         return done and whole and same and there
 
     def _instruct(self) -> Instruct:
@@ -176,7 +185,7 @@ class Run:
         """
         ship_everywhere(self.journal)
         self._open_books()
-        if self._earlier is not None and self._changes:
+        if self._earlier is not None and (self._changes or self._edited):
             self._say_what_is_reused(self._earlier)
         try:
             plan = self._fan_out()
@@ -222,7 +231,7 @@ class Run:
         with self._answers() as answers:
             written = self._all_written(answers)
             now, before = self._plan_of(self.spec, written), self._plan_of(earlier, written)
-            self.manifest.notes.append(reuse(now, before, self._changes, answers, self.retry_failed).line)
+            self.manifest.notes.append(reuse(now, before, self._changes, answers, self._edited, self.retry_failed).line)
         self.directory.save(self.manifest)
         self.watch(self.manifest)
 
@@ -405,6 +414,9 @@ class Run:
                 accepted.close()
                 generated = self._instruction_rejections(plan, answers, rejected)
                 self._exact_counts(answers.index.totals)
+                if not pending:  # whatever was sent beyond a first time was a repeat, of calls lost in a crash, too
+                    calls = self.manifest.calls
+                    calls.retried = max(calls.retried, calls.sent - answers.index.ended)
             with self.stage("curate"):
                 dropped = curate(staged, self.spec.pipeline, self.spec.curate)
             with self.stage("publish"):

@@ -60,6 +60,7 @@ class Manifest(_Part):
     state: State = "running"
     stage: str = ""
     source_digest: str = ""
+    exemplars_digest: str = ""
     rows: Rows = Rows()
     calls: Calls = Calls()
     spend: Spend = Spend()

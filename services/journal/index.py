@@ -197,6 +197,11 @@ class JournalIndex:
     def __len__(self) -> int:
         return len(self._answers)
 
+    @property
+    def ended(self) -> int:
+        """Calls that were answered or given up, each counted once."""
+        return len(np.unique(np.concatenate([self._answers["key"], self._failures["key"]])))
+
     def answer(self, key: bytes) -> Frame | None:
         """The paid answer for `key`."""
         at = self._find(self._answers, key)

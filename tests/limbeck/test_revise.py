@@ -102,6 +102,26 @@ def test_a_source_that_grew_after_the_run_had_finished_is_asked_for_the_new_rows
     jsonl([*rows, {"id": 10, "input": "What is one more?"}])
     again = run_it(spec, run)
     assert (again.rows.source, again.rows.accepted) == (11, 11)
+    said = "10 of 11 rows are reused and cost nothing; 1 is asked (1 not asked before, and the content of source"
+    assert again.notes == [f"{said} has changed)"]
+
+
+def test_edited_exemplars_are_another_prompt_though_the_spec_is_the_same(
+    job: Write, questions: Path, jsonl: Write, tmp_path: Path
+) -> None:
+    run, shown = tmp_path / "run", {"input": "What is up?", "rationale": "It is not down.", "label": "the sky"}
+    exemplars = jsonl([shown, {**shown, "input": "What is high up?"}], "exemplars.jsonl")
+    with teacher_server() as teacher:
+        few_shot = {"style": "few-shot", "exemplars": str(exemplars)}
+        spec = job(questions, pipeline="cot", teachers=[lane(teacher)], prompt=few_shot)
+        first = run_it(spec, run)
+        assert "finished before" in run_it(spec, run).notes[-1] and teacher.bill()["calls"] == 40
+        jsonl([shown], "exemplars.jsonl")
+        edited = run_it(spec, run)
+        assert "0 of 40 rows are reused" in edited.notes[0] and "prompt.exemplars has changed" in edited.notes[0]
+        assert teacher.bill()["calls"] == 80
+        assert "finished before" in run_it(spec, run).notes[-1]
+    assert first.dataset.sha256 != edited.dataset.sha256
 
 
 def test_what_is_published_may_change_after_the_run_has_finished(job: Write, questions: Path, tmp_path: Path) -> None:
