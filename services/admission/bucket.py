@@ -114,8 +114,10 @@ class Bucket:
         return self._spare + sum(self._credit.values())
 
     def is_scarce(self, asking: Mapping[str, float]) -> bool:
-        """Whether it holds less than a call for each of those who ask, or less than two."""
-        return self.capacity * min([0.5, *asking.values()]) < self.largest
+        """Whether it holds less than a call for each of those who ask, or less than two. Of whole ones less than two
+        for each: their halves would become whole at one time, and leave together."""
+        each = 2 if self._whole else 1
+        return self.capacity * min([each / 2, *asking.values()]) < each * self.largest
 
     def refill(self, asking: Mapping[str, float], now: Seconds) -> None:
         """Bring the bucket to `now`. `asking` holds the weights, in all 1, of the workers that each have a share of

@@ -20,6 +20,7 @@ class Report(NamedTuple):
     worker: str
     limits: dict[str, float]
     concurrency: int | None
+    waits: bool  # a call does, for a place or for what it wants
     wanted: dict[str, float]  # to add to what it keeps; {} where it wants nothing
     returned: dict[str, float]
     in_flight: int = 0

@@ -91,7 +91,7 @@ class Pool:
             self._closed[report.run] = report.closed
         known = self._clients.get(report.worker)
         self._clients[report.worker] = Client(
-            report.run, now, bool(report.wanted) or report.in_flight > 0,
+            report.run, now, report.waits or report.in_flight > 0,
             max(known.window if known else 0, report.in_flight), report.limits, report.concurrency, report.peak,
             bool(report.wanted),
         )  # fmt: skip

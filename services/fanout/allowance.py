@@ -63,7 +63,7 @@ class Allowance:
     _idle: Amount = NOTHING
     _flying: Amount = NOTHING
     _spent: Amount = NOTHING
-    _asked: Amount = NOTHING  # of the cashier
+    _asked: Amount | None = None  # of the cashier; None where no call may leave
     _is_short: bool = True  # it has not given all of that
     _counts: Counts = field(default_factory=Counts)
     _measured_at: Seconds = float("-inf")
@@ -169,8 +169,8 @@ class Allowance:
         self._measure(now)
         counts, hint = self._counts, self._hint
         typical = self._rated(typical) if typical else None
-        waiting = self._able(waiting, typical, now)
-        ahead = 0.0 if self.is_full and self._is_scarce(typical) else self._ahead(waiting)
+        able = self._able(waiting, typical, now)
+        ahead = 0.0 if self.is_full and self._is_scarce(typical) else self._ahead(able)
         wanted, returned = {}, {}
         whole = self._whole_calls(typical)
         for name, level in self._levels.items():
@@ -187,7 +187,7 @@ class Allowance:
                 wanted[name] = float(math.ceil(short)) if name == "requests" else short
         self._hint, self._counts = None, Counts()
         return Report(
-            self.run, self.worker, self.limits, self.concurrency, wanted if waiting else {}, returned,
+            self.run, self.worker, self.limits, self.concurrency, waiting > 0, wanted if able else {}, returned,
             self.in_flight, counts.peak, counts.ended, counts.answered, counts.refused, counts.ramp, counts.overloaded,
             counts.retry_after, hint.hint if hint else None, (now - self._hint_between[0], now - self._hint_between[1]),
             counts.unused, closed, {name: typical.rate(name) for name in RATES} if typical else {},
@@ -205,14 +205,16 @@ class Allowance:
         return min(waiting, max(1.0, AHEAD * PERIOD_S * self.pace, self.window - self.in_flight))
 
     def _able(self, waiting: int, typical: Demand | None, now: Seconds) -> int:
-        """Of the calls that wait, those that nothing but a limit keeps, or one: leases for others would gather until
-        the money is there, or the server again, and leave together."""
-        if now < self._pause_until or self.reach.is_lost:
+        """Of the calls that wait, those that nothing but a limit keeps: leases for others would gather until the money
+        is there, or the server again, and leave together. One may feel for a server that is away."""
+        if self.reach.is_lost:
             return min(waiting, 1)
+        if now < self._pause_until:
+            return 0
         if typical is None or not (self.banked and self._is_short):
             return waiting
         paid = [have // need for have, need in zip(self._idle, typical.money, strict=True) if need > 0]
-        return min(waiting, max(1, min(paid, default=waiting)))
+        return min(waiting, max(0, min(paid, default=waiting)))
 
     def _is_scarce(self, typical: Demand | None) -> bool:
         """Whether a limit holds less than two calls: one that is kept for when a place is free would leave close behind
@@ -243,10 +245,11 @@ class Allowance:
     def account(self, waiting: int, next_call: Demand | None, now: Seconds) -> tuple[Account, Amount, Amount]:
         """(sums, wanted, the next call's need) to tell the cashier. Idle money that cannot pay for the next call goes
         back, for another worker may need just that; so does money of a lease that has run out, and all of it where no
-        call may leave for want of a place or of a rate, or in a pause: whose turn it is must find it."""
+        call may leave for want of a place, or in a pause: whose turn it is must find it. Where it is short it comes
+        before a rate, elsewhere after."""
         self._measure(now)
         need = next_call.money if next_call and waiting else NOTHING
-        if self.governed and not (self.window and next_call and self._has_rates(next_call)):
+        if self.governed and not (self.window and next_call and (self._is_short or self._has_rates(next_call))):
             waiting = 0
         if now < self._pause_until:
             waiting = 0
@@ -257,12 +260,13 @@ class Allowance:
         self._idle = keep
         wanted = Amount(*(max(0, a - b) for a, b in zip(target, keep, strict=True)))
         missing = Amount(*(max(0, a - b) for a, b in zip(need, keep, strict=True)))
-        self._asked = wanted
+        self._asked = wanted if waiting else None
         return Account(self._spent, self._flying.plus(keep)), wanted, missing
 
     def advanced(self, advance: Advance, asked_at: Seconds) -> None:
         """The cashier's answer."""
-        self._is_short = not advance.amount.covers(self._asked)
+        if self._asked is not None:
+            self._is_short = not advance.amount.covers(self._asked)
         self._idle = NOTHING if advance.recalled else self._idle.plus(advance.amount)
         self._bank_until = asked_at + LEASE_S
 

@@ -26,7 +26,8 @@ def test_what_was_put_by_under_a_larger_limit_is_not_lost_to_turns() -> None:
 def report(worker: str, run: str = "run", wanted: float = 1e6, **fields: object) -> Report:
     values: dict[str, object] = {
         "run": run, "worker": worker, "limits": {"requests": 600.0}, "concurrency": None,
-        "wanted": {"requests": wanted} if wanted else {}, "returned": {}, **fields,
+        "waits": bool(fields.get("wanted", wanted)), "wanted": {"requests": wanted} if wanted else {}, "returned": {},
+        **fields,
     }  # fmt: skip
     return Report(**values)  # type: ignore[arg-type]
 

@@ -208,7 +208,7 @@ def test_a_governor_that_was_killed_waits_out_the_leases(monkeypatch: pytest.Mon
     monkeypatch.setattr(ray, "get_runtime_context", Context)
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    report = Report("run", "w", {"requests": 600.0}, None, {"requests": 5.0}, {})
+    report = Report("run", "w", {"requests": 600.0}, None, True, {"requests": 5.0}, {})
 
     async def renewed() -> list[Grant]:
         again = Governor(Charging.REFUND)

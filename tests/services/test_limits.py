@@ -68,6 +68,22 @@ def test_leases_do_not_gather_while_calls_wait_for_money(
     assert simulation.used(max(5.0, 6 * latency_s), 60.0, 6000, tokens=False) >= 0.97
 
 
+@pytest.mark.parametrize("rpm", [300, 600, 1200])
+@pytest.mark.parametrize("headers", [True, False], ids=["headers", "silent"])
+@pytest.mark.parametrize("usd", [0.02, 0.002])
+def test_many_workers_that_wait_for_money_do_not_all_hold_a_call_s_lease(rpm: int, headers: bool, usd: float) -> None:
+    provider = Provider({"requests": rpm}, headers=headers, latency_s=1.5)
+    call = Demand(100, 200, Amount(1_000, 300, 1), 200)
+    books = Books(Caps(int(usd * 10**9)), Amount())
+    names = {f"w{i}": "run" for i in range(8)}
+    simulation = Simulation(
+        provider, names, {"requests": rpm}, call, unequal, books=books, wild=Amount(600_000_000, 65_536, 0)
+    )  # fmt: skip
+    simulation.run(60.0)
+    assert simulation.refused_share <= 0.005
+    assert simulation.used(10.0, 60.0, rpm, tokens=False) >= 0.97
+
+
 @pytest.mark.parametrize("latency_s", [0.2, 1.0])
 @pytest.mark.parametrize("workers", [WORKERS, FOUR], ids=["two", "four"])
 def test_leases_do_not_gather_while_a_server_is_away(latency_s: float, workers: dict[str, str]) -> None:
