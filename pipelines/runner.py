@@ -110,7 +110,7 @@ class Run:
         before = self.manifest.source_digest, self.manifest.exemplars_digest
         now = self._scan.digest, exemplars
         named = zip(("source", "prompt.exemplars"), before, now, strict=True)
-        self._edited = [name for name, was, is_ in named if was != is_]
+        self._edited = [name for name, was, is_ in named if was and was != is_]
         self.manifest.rows.source = self._scan.rows
         self.manifest.source_digest, self.manifest.exemplars_digest = now
 

@@ -14,6 +14,7 @@ import ssl
 import time
 import zlib
 from collections.abc import Mapping
+from email.utils import formatdate
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -99,10 +100,13 @@ class HttpAdapter:
             async with self._connections().post(
                 self._sdk.url, data=content, headers=self._sdk.headers, allow_redirects=False, timeout=self._timeout
             ) as response:
-                status, headers, body = response.status, response.headers, await response.read()
+                status, body = response.status, await response.read()
+                headers: Mapping[str, str] = response.headers
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             return Reply(_transport_verdict(error))
         body = plain(body, headers.get("content-encoding", ""))
+        if not 200 <= status < 300:  # a date in Retry-After is read by the server's clock; where it tells none, by ours
+            headers = {"date": formatdate(usegmt=True), **{name.lower(): value for name, value in headers.items()}}
         body, verdict = judged(status, body, headers, self._sdk.key)
         answered = verdict.kind is VerdictKind.ANSWERED
         # An error that came with status 200 may say what it cost.

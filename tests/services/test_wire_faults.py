@@ -4,7 +4,9 @@ twice without need, and the books agree with the teacher's bill. Real sockets, o
 import asyncio
 import json
 import pickle
+import time
 from collections.abc import Awaitable, Callable
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,21 @@ def test_an_answer_with_long_and_many_headers_is_an_answer(tmp_path: Path) -> No
     headers = {"x-trace": "t" * 60_000, **{f"x-{n}": "v" for n in range(300)}}
     reply = asyncio.run(reply_of(lambda request: web.json_response({}, headers=headers), tmp_path / "key"))
     assert reply.verdict.kind is VerdictKind.ANSWERED
+
+
+def test_a_date_in_retry_after_is_read_by_our_clock_where_the_server_tells_none() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        until = formatdate(time.time() + 30, usegmt=True)
+        writer.write(f"HTTP/1.1 429 X\r\nRetry-After: {until}\r\nContent-Length: 0\r\n\r\n".encode())
+        await writer.drain()
+
+    async def asked() -> Reply:
+        async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+            adapter = open_adapter(lane("openai", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+            reply = await adapter.send(calls()[0])
+            await adapter.close()
+            return reply
+
+    verdict = asyncio.run(asked()).verdict
+    assert verdict.kind is VerdictKind.RATE_LIMITED and 25 <= (verdict.retry_after or 0) <= 30
