@@ -43,6 +43,11 @@ class RowPlan(Protocol):
     def call(self, row: Row) -> Call: ...
 
 
+def sendable(plan: RowPlan) -> Iterator[tuple[Row, Call]]:
+    """The rows of a plan that can be asked, with their calls."""
+    return ((row, plan.call(row)) for row in plan.rows() if isinstance(row, Row))
+
+
 Read = Callable[[Row, Answer, str, str, str], Record | Rejection]
 
 

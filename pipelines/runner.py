@@ -21,6 +21,7 @@ from pipelines.harvest import (
     RowWriter,
     harvest,
     readable,
+    sendable,
     shown_rejections,
 )  # fmt: skip
 from pipelines.publish import Published, publish
@@ -185,7 +186,8 @@ class Run:
         """
         ship_everywhere(self.journal)
         self._open_books()
-        if self._earlier is not None and (self._changes or self._edited):
+        left = "unanswered" in self.manifest.rows.rejected  # by a replay, which has told what changed
+        if self._earlier is not None and (self._changes or self._edited or left):
             self._say_what_is_reused(self._earlier)
         try:
             plan = self._fan_out()
@@ -213,8 +215,9 @@ class Run:
         self._publish(self._partial_plan(), self._unanswered)
         if unanswered := self.manifest.rows.rejected.get("unanswered"):
             self.manifest.notes.append(
-                f"{unanswered:,} rows have no answer to this prompt in the journal and are now rejected as unanswered; "
-                "limbeck run with the same spec asks for them"
+                f"{unanswered:,} rows have no answer to this prompt in the journal and are now rejected as unanswered"
+                + "".join(f"; the content of {name} has changed" for name in self._edited)
+                + "; limbeck run with the same spec asks for them"
             )
         return self.manifest
 
@@ -486,11 +489,6 @@ class Run:
         """All stages are through."""
         self.manifest.state, self.manifest.stage = "finished", ""
         self.describe()
-
-
-def sendable(plan: RowPlan) -> Iterator[tuple[Row, Call]]:
-    """The rows of a plan that can be asked, with their calls."""
-    return ((row, plan.call(row)) for row in plan.rows() if isinstance(row, Row))
 
 
 def caps_of(budget: Budget | None) -> Caps:

@@ -133,11 +133,31 @@ class Bucket:
             self._spare += gained
         self._spare = min(self._spare, max(0.0, self._full - sum(self._credit.values())))
         self._minute.forget(now)
+        # Or what the minute leaves would go to whoever asks first, and not by the weights. Tokens that come back would
+        # be missed, and tell how a server counts them.
+        if asking and self._whole:
+            self._take_away(self.level - max(0.0, self._room))
+
+    @property
+    def _room(self) -> float:
+        """What this minute's sum leaves."""
+        return float("inf") if self.guessed else self.per_minute - self._minute.total
+
+    def _take_away(self, amount: float) -> None:
+        """Hold so much less: of what is anybody's first, then of all alike."""
+        amount = min(amount, max(0.0, self.level))
+        if amount <= 0:
+            return
+        from_spare = min(amount, max(0.0, self._spare))
+        self._spare -= from_spare
+        held = sum(max(0.0, c) for c in self._credit.values())
+        for worker, credit in self._credit.items():
+            if credit > 0:
+                self._credit[worker] = credit - (amount - from_spare) * credit / held
 
     def available(self, worker: str, call: float = 1.0) -> float:
         """What `worker` could be granted for calls of this size; the bucket is at now."""
-        room = float("inf") if self.guessed else self.per_minute - self._minute.total
-        found = max(0.0, min(self._credit.get(worker, 0.0) + self._spare - self._apart(call), room))
+        found = max(0.0, min(self._credit.get(worker, 0.0) + self._spare - self._apart(call), self._room))
         return float(int(found + 1e-9)) if self._whole else found
 
     def grant(self, worker: str, wanted: float, now: Seconds, call: float = 1.0) -> float:
@@ -169,14 +189,7 @@ class Bucket:
         sent, answered = (remaining + self.per_second * age - self._minute.since(now - age) for age in ages)
         level = self.level
         gap = max(sent, answered) - level
-        if gap < 0:
-            cut = min(-gap, max(0.0, self.level))
-            from_spare = min(cut, max(0.0, self._spare))
-            self._spare -= from_spare
-            held = sum(max(0.0, c) for c in self._credit.values())
-            for worker, credit in self._credit.items():
-                if credit > 0:
-                    self._credit[worker] = credit - (cut - from_spare) * credit / held
+        self._take_away(-gap)
         # What was granted shortly before may have left later: counted as such where single calls do not weigh.
         many = self.call * CROWD <= self.per_second
         before = (now - ages[0]) // HELD_S * HELD_S if many else now - ages[0]

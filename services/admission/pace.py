@@ -29,6 +29,7 @@ LOOK_S, LONG_LOOK_S = 6.0, 15.0  # after a lane slowed down, to see whether it h
 WELL_BELOW, JUST_ABOVE = 0.95, 1.02  # of a rate that was answered; of one that was lowered to
 GUESS = 0.95  # of the rate that was answered while other calls were refused
 PROBE = 0.03  # more of it is tried next, each second
+CLIMB, LONGEST_CLIMB_S = 0.1, 4.0  # as long as it is but a lower bound
 CAREFUL, NEAR = 0.1, 0.03  # of that step, so near the rate that refusals began at last
 BACK = 0.01  # less of it, after the odd refusal
 TELLING, FEW = 10, 3  # answers of an episode that tell a rate, and where nothing else can
@@ -83,6 +84,7 @@ class Pace:
     _ramp_stray: Stray = field(default_factory=Stray)
     _asked_until: Seconds = -math.inf  # what Retry-After said last, whichever worker heard it
     _guess: float | None = None  # requests a minute, where nobody says
+    _is_low: bool = False  # it was made while the server wanted nothing for some of the time
     _refused_at: float = math.inf  # the rate that refusals began at last
     _ramp_until: Seconds = -math.inf
     _recovered_at: Seconds = field(init=False)
@@ -181,7 +183,7 @@ class Pace:
         if share > MANY:
             self._slow_down(share, past, now)
         elif self._guess is not None:
-            self._probe(self._guess, bool(refused), now)
+            self._probe(self._guess, bool(refused), past, now)
         # One cause at a time: where tokens turned out to be counted otherwise, bursts were not the matter.
         if refused and self.buckets and self.counting.charging is believed:
             for bucket in self.buckets.values():
@@ -268,17 +270,20 @@ class Pace:
             self._settled_at = now + AGO_S
         self.pause_until = max(self.pause_until, self._asked_until)
 
-    def _probe(self, guess: float, refused: bool, now: Seconds) -> None:
+    def _probe(self, guess: float, refused: bool, past: Seconds, now: Seconds) -> None:
         """Try a little more: slowly round the rate that refusals began at last, quickly elsewhere, and more quickly
         still where there has been none for long."""
         is_near = abs(guess / self._refused_at - 1) < NEAR
+        self._is_low = self._is_low and not refused
         if refused and (is_near or guess > self._refused_at):
             self._guess = guess * (1 - BACK)
             return
         # A guess that nobody comes up against says nothing, and would grow without end.
-        if self._is_looking(now) or now < self._ramp_until or now - self.short_at > 2 * EPISODE_S:
+        is_looking = self._is_looking(now) and not self._is_low
+        if is_looking or now < self._ramp_until or now - self.short_at > 2 * EPISODE_S:
             return
-        step = max(guess * PROBE, LEAST_PROBE) * (CAREFUL if is_near else 1.0)
+        more = CLIMB * min(past, LONGEST_CLIMB_S) if self._is_low else PROBE
+        step = max(guess * more, LEAST_PROBE) * (CAREFUL if is_near else 1.0)
         quiet = max(0.0, now - self._slowed_at - LONG_QUIET_S)
         self._guess = guess + step * (1 + quiet / QUIET_S)
 
@@ -300,18 +305,22 @@ class Pace:
         """Many refusals. Where no limit is known, or one that headers told is plainly not the one that refuses (a
         day's, or an account that others use too), what was answered beside them is the best guess of it."""
         known = {name for name in self.buckets if name != "requests" or self._guess is None}
-        answered = self._episode.answered / past * 60
+        wait = max(0.0, self.pause_until - now)
+        answered = self._episode.answered / (past + wait) * 60
         # A guess from noise would shrink for ever. Nor do answers that take longer than an episode tell a rate: a
         # server that takes so many calls at once would seem to take none; the window deals with those.
-        tells = share >= UNKNOWN and self._episode.answered >= (FEW if self._is_at_its_floor else TELLING)
+        is_told_to_wait = self._guess is None and self.pause_until - self._episode.at >= EPISODE_S
+        tells = (share >= UNKNOWN or is_told_to_wait) and self._episode.answered >= (
+            FEW if self._is_at_its_floor else TELLING
+        )
         if "tokens" in known and self.counting.explains_many_refusals(now):
             return
         if tells and not (known and self._named):
             self._guess = max(1.0, GUESS * min(answered, self._guess or answered))
-            self._slowed_at = now
+            self._slowed_at, self._is_low = now, is_told_to_wait
         elif self._guess is not None:
             # No more than half at once: where nearly all was refused it may be an outage, and says little of the rate.
-            self._refused_at = max(self._guess * max(0.5, 1 - share), answered)
+            self._refused_at, self._is_low = max(self._guess * max(0.5, 1 - share), answered), False
             by = self._mark(share, now)
             self._guess = max(1.0, min(self._guess * max(0.5, by), GUESS * self._refused_at))
         elif known:

@@ -90,7 +90,9 @@ def test_replay_of_a_prompt_that_was_never_sent_rejects_the_rows_and_a_run_asks_
     other = job(questions, "other.yaml", prompt={"system": "Be brief."})
     replayed = replay(run, other)
     assert replayed.rows.rejected == {"unanswered": 40} and "40 rows have no answer" in replayed.notes[-1]
-    assert run_it(other, run).rows.accepted == 40
+    asked = run_it(other, run)
+    assert asked.rows.accepted == 40
+    assert asked.notes == ["0 of 40 rows are reused and cost nothing; 40 are asked (40 not asked before)"]
 
 
 def test_a_source_that_grew_after_the_run_had_finished_is_asked_for_the_new_rows(

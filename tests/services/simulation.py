@@ -33,6 +33,7 @@ class Provider:
     latency_s: float = 0.2
     in_flight_limit: int | None = None
     counts_input: int | None = None  # tokens of a call's text, where that is not what we think
+    asks_s: float | None = None  # to wait, of whom it refuses
     away: tuple[float, float] = (0.0, 0.0)  # from when to when nobody can reach it
     meters: Meters = field(init=False)
     admitted: list[tuple[float, float]] = field(default_factory=list)  # (time, tokens charged)
@@ -65,7 +66,8 @@ class Provider:
         hit = None if over else self.meters.admit(charge, now)
         if over or hit:
             self.refusals.append(now)
-            return Reply(Verdict(VerdictKind.RATE_LIMITED, "", 0.05 if over else hit[1] if hit else 0.0), 429)
+            wait = 0.05 if over else hit[1] if hit else 0.0
+            return Reply(Verdict(VerdictKind.RATE_LIMITED, "", wait if self.asks_s is None else self.asks_s), 429)
         self.in_flight += 1
         self.admitted.append((now, charge.tokens))
         return None

@@ -49,50 +49,6 @@ def test_a_request_limit_is_used_whole_and_never_broken(burst_s: float, headers:
     assert max(provider.served_in_any_minute()) <= 6000
 
 
-@pytest.mark.parametrize("latency_s", [0.2, 1.0, 2.5])
-@pytest.mark.parametrize("headers", [True, False], ids=["headers", "silent"])
-@pytest.mark.parametrize("workers", [WORKERS, {f"w{i}": "run" for i in range(8)}], ids=["two", "eight"])
-@pytest.mark.parametrize("usd", [5, 0.02], ids=["much", "little"])
-def test_leases_do_not_gather_while_calls_wait_for_money(
-    latency_s: float, headers: bool, workers: dict[str, str], usd: float
-) -> None:
-    """At a server that may count anything, the money lets but few calls out at first."""
-    provider = Provider({"requests": 6000}, headers=headers, latency_s=latency_s)
-    call = Demand(100, 200, Amount(1_000, 300, 1), 200)
-    books = Books(Caps(int(usd * 10**9)), Amount())
-    simulation = Simulation(
-        provider, workers, {"requests": 6000}, call, unequal, books=books, wild=Amount(600_000_000, 65_536, 0)
-    )  # fmt: skip
-    simulation.run(60.0)
-    assert simulation.refused_share <= 0.005
-    assert simulation.used(max(5.0, 6 * latency_s), 60.0, 6000, tokens=False) >= 0.97
-
-
-@pytest.mark.parametrize("rpm", [300, 600, 1200])
-@pytest.mark.parametrize("headers", [True, False], ids=["headers", "silent"])
-@pytest.mark.parametrize("usd", [0.02, 0.002])
-def test_many_workers_that_wait_for_money_do_not_all_hold_a_call_s_lease(rpm: int, headers: bool, usd: float) -> None:
-    provider = Provider({"requests": rpm}, headers=headers, latency_s=1.5)
-    call = Demand(100, 200, Amount(1_000, 300, 1), 200)
-    books = Books(Caps(int(usd * 10**9)), Amount())
-    names = {f"w{i}": "run" for i in range(8)}
-    simulation = Simulation(
-        provider, names, {"requests": rpm}, call, unequal, books=books, wild=Amount(600_000_000, 65_536, 0)
-    )  # fmt: skip
-    simulation.run(60.0)
-    assert simulation.refused_share <= 0.005
-    assert simulation.used(10.0, 60.0, rpm, tokens=False) >= 0.97
-
-
-@pytest.mark.parametrize("latency_s", [0.2, 1.0])
-@pytest.mark.parametrize("workers", [WORKERS, FOUR], ids=["two", "four"])
-def test_leases_do_not_gather_while_a_server_is_away(latency_s: float, workers: dict[str, str]) -> None:
-    provider = Provider({"requests": 6000}, headers=False, latency_s=latency_s, away=(10.0, 15.0))
-    simulation = simulated(provider, workers, {"requests": 6000})
-    assert simulation.refused_share <= 0.005
-    assert simulation.used(18.0, 60.0, 6000, tokens=False) >= 0.97
-
-
 @pytest.mark.parametrize("rpm", [30, 60, 90, 300])
 @pytest.mark.parametrize("headers", [True, False], ids=["headers", "silent"])
 @pytest.mark.parametrize("workers", [{"a": "run"}, WORKERS, TWO_RUNS], ids=["one", "two", "runs"])
