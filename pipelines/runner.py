@@ -488,6 +488,7 @@ class Run:
     def finish(self) -> None:
         """All stages are through."""
         self.manifest.state, self.manifest.stage = "finished", ""
+        self.manifest.calls.done = self.manifest.calls.of  # a count that a dead worker took with it, too
         self.describe()
 
 
