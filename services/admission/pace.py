@@ -16,6 +16,7 @@ Seconds = float
 EPISODE_S = 1.0
 AGO_S = 0.5  # refusals of calls that left before a lane slowed down come back, and are reported, for so long
 ENOUGH = 20  # calls that an episode needs to be judged by, unless it lasts ten times as long
+SOUND = 5  # where none was refused, at a pace that is known to be low
 MANY = 0.02  # refused of sent: beyond jitter
 PLENTY = 200  # calls that tell a share of so few
 AGAIN = 0.03  # over some episodes, though few in each
@@ -75,6 +76,7 @@ class Pace:
     buckets: dict[str, Bucket] = field(default_factory=dict)
     window: Window = field(default_factory=Window)
     pause_until: Seconds = -math.inf
+    _pause_s: Seconds = 0.0  # how long the last pause was to be
     short_at: Seconds = -math.inf  # when calls last waited for a limit
     _cap: int | None = None
     _told: dict[str, float] = field(default_factory=dict)  # limits, by headers
@@ -152,7 +154,8 @@ class Pace:
         if report.refused and not self.buckets and self._is_too_many():
             self._cut(now)
         past = now - self._episode.at
-        if past >= EPISODE_S and (self._episode.ended >= ENOUGH or past >= 10 * EPISODE_S):
+        enough = SOUND if self._is_low and not self._episode.refused else ENOUGH
+        if past >= EPISODE_S and (self._episode.ended >= enough or past >= 10 * EPISODE_S):
             self._judge(past, now)
         if now >= self._ramp_until and not self._is_looking(now):
             for bucket in self.buckets.values():
@@ -268,7 +271,7 @@ class Pace:
         if not self.buckets and self.window.size < before:
             self._stray.slowed("window", was_fine)
             self._settled_at = now + AGO_S
-        self.pause_until = max(self.pause_until, self._asked_until)
+        self.pause_until, self._pause_s = max(self.pause_until, self._asked_until), max(0.0, self._asked_until - now)
 
     def _probe(self, guess: float, refused: bool, past: Seconds, now: Seconds) -> None:
         """Try a little more: slowly round the rate that refusals began at last, quickly elsewhere, and more quickly
@@ -309,7 +312,8 @@ class Pace:
         answered = self._episode.answered / (past + wait) * 60
         # A guess from noise would shrink for ever. Nor do answers that take longer than an episode tell a rate: a
         # server that takes so many calls at once would seem to take none; the window deals with those.
-        is_told_to_wait = self._guess is None and self.pause_until - self._episode.at >= EPISODE_S
+        was_paused = self.pause_until > self._episode.at and self._pause_s >= EPISODE_S
+        is_told_to_wait = self._guess is None and was_paused
         tells = (share >= UNKNOWN or is_told_to_wait) and self._episode.answered >= (
             FEW if self._is_at_its_floor else TELLING
         )
