@@ -26,6 +26,7 @@ from fanout import LIMBECK, ROOT, RunningTeacher, teacher_server, write_job
 from rich.console import Console
 from rich.table import Table
 
+from schemas.money import micro_of
 from services.fake_teacher.faults import NAMES
 
 FAULTS = [name for name in NAMES if name != "quota"]
@@ -82,8 +83,8 @@ def mixed(folder: Path, provider: str, rows: int = 2_000, share: float = 0.05) -
     rejected, spend = said["rows"]["rejected"], said["spend"]
     assert said["rows"]["accepted"] + sum(rejected.values()) == rows, said["rows"]
     assert bill["repeated_unexplained"] == 0, bill["repeated_unexplained"]
-    told = round((spend["usd"] - spend["in_doubt_usd"]) * 1e6)
-    assert abs(told - bill["answered_micro_usd"]) <= 1, (told, bill["answered_micro_usd"])
+    told = micro_of(round((spend["usd"] - spend["in_doubt_usd"]) * 1e9))
+    assert told == bill["answered_micro_usd"], (told, bill["answered_micro_usd"])
     assert spend["usd"] >= bill["usd"], (spend, bill["usd"])
     return {**said["rows"], "usd": spend["usd"], "told": told, "bill": bill, "seconds": seconds}
 

@@ -321,7 +321,7 @@ class Pace:
             return
         if tells and not (known and self._named):
             self._guess = max(1.0, GUESS * min(answered, self._guess or answered))
-            self._slowed_at, self._is_low = now, is_told_to_wait
+            self._slowed_at, self._is_low = now, was_paused
         elif self._guess is not None:
             # No more than half at once: where nearly all was refused it may be an outage, and says little of the rate.
             self._refused_at, self._is_low = max(self._guess * max(0.5, 1 - share), answered), False
