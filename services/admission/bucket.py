@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Mapping
 
+from services.admission.shares import Shares
+
 Seconds = float
 
 BURST_S = 0.8  # of the rate may gather while nobody asks: below the second's worth that the strictest server holds
@@ -67,8 +69,10 @@ class Bucket:
         self.burst_s = BURST_S
         self.jitter_s = JITTER_S
         self.call = 0.0  # what the largest takes, lately
-        self._credit: dict[str, float] = {}
-        self._spare = max(1.0, per_minute / 60 * START_S)
+        self._held = Shares(max(1.0, per_minute / 60 * START_S))
+        # Of what the minute's sum leaves, or whoever asks first would get it. Apart from what is held, for tokens that
+        # come back go there, and tell how a server counts them.
+        self._left = Shares(per_minute)
         self._at = now
         self._saw_at = now
         self._minute = Minute()
@@ -111,7 +115,7 @@ class Bucket:
 
     @property
     def level(self) -> float:
-        return self._spare + sum(self._credit.values())
+        return self._held.total
 
     def is_scarce(self, asking: Mapping[str, float]) -> bool:
         """Whether it holds less than a call for each of those who ask, or less than two. Of whole ones less than two
@@ -123,62 +127,39 @@ class Bucket:
         """Bring the bucket to `now`. `asking` holds the weights, in all 1, of the workers that each have a share of
         it; what belongs to nobody is for whoever asks first."""
         gained, self._at = max(0.0, now - self._at) * self.per_second, max(now, self._at)
-        for worker in [worker for worker in self._credit if worker not in asking]:
-            self._spare += self._credit.pop(worker)
-        for worker, weight in asking.items():
-            held, share = self._credit.get(worker, 0.0) + gained * weight, self._full * weight
-            self._credit[worker] = min(held, share)
-            self._spare += max(0.0, held - share)
-        if not asking:
-            self._spare += gained
-        self._spare = min(self._spare, max(0.0, self._full - sum(self._credit.values())))
+        self._held.add(gained, asking, self._full)
+        self._held.cap(self._full)
         self._minute.forget(now)
-        # Or what the minute leaves would go to whoever asks first, and not by the weights. Tokens that come back would
-        # be missed, and tell how a server counts them.
-        if asking and self._whole:
-            self._take_away(self.level - max(0.0, self._room))
+        room = self.per_minute - self._minute.total
+        self._left.add(max(0.0, room - self._left.total), asking, self._full)
+        self._left.take_away(self._left.total - room)
 
-    @property
-    def _room(self) -> float:
-        """What this minute's sum leaves."""
-        return float("inf") if self.guessed else self.per_minute - self._minute.total
-
-    def _take_away(self, amount: float) -> None:
-        """Hold so much less: of what is anybody's first, then of all alike."""
-        amount = min(amount, max(0.0, self.level))
-        if amount <= 0:
-            return
-        from_spare = min(amount, max(0.0, self._spare))
-        self._spare -= from_spare
-        held = sum(max(0.0, c) for c in self._credit.values())
-        for worker, credit in self._credit.items():
-            if credit > 0:
-                self._credit[worker] = credit - (amount - from_spare) * credit / held
+    def _of_minute(self, worker: str) -> float:
+        return float("inf") if self.guessed else self._left.of(worker)
 
     def available(self, worker: str, call: float = 1.0) -> float:
         """What `worker` could be granted for calls of this size; the bucket is at now."""
-        found = max(0.0, min(self._credit.get(worker, 0.0) + self._spare - self._apart(call), self._room))
+        found = max(0.0, min(self._held.of(worker) - self._apart(call), self._of_minute(worker)))
         return float(int(found + 1e-9)) if self._whole else found
 
     def grant(self, worker: str, wanted: float, now: Seconds, call: float = 1.0) -> float:
         """As much of `wanted` as there is for `worker`, for calls of this size; the bucket is at `now`."""
         given = min(max(0.0, wanted), self.available(worker, call))
         if given:
-            own, cost = self._credit.get(worker, 0.0), given + self._apart(call)
-            from_own = min(cost, max(0.0, own))
-            self._credit[worker] = own - from_own
-            self._spare -= cost - from_own
+            self._held.take(worker, given + self._apart(call))
+            self._left.take(worker, given)
             self._minute.add(given, now)
         return given
 
     def wait(self, worker: str, amount: float, call: float = 1.0) -> Seconds:
         """Until there is `amount` for `worker`'s call of this size, if nobody else takes it; the bucket is at now."""
-        missing = amount + self._apart(call) - self._credit.get(worker, 0.0) - self._spare
+        missing = amount - min(self._held.of(worker) - self._apart(call), self._of_minute(worker))
         return max(0.0, missing) / self.per_second
 
     def give_back(self, worker: str, amount: float, now: Seconds) -> None:
         """Return what a worker does not need; a negative amount is a debt that it made."""
-        self._credit[worker] = self._credit.get(worker, 0.0) + amount
+        self._held.give(worker, amount)
+        self._left.give(worker, amount)
         self._minute.add(-amount, now)
 
     def bound(self, remaining: float, ages: tuple[Seconds, Seconds], now: Seconds) -> float:
@@ -189,7 +170,7 @@ class Bucket:
         sent, answered = (remaining + self.per_second * age - self._minute.since(now - age) for age in ages)
         level = self.level
         gap = max(sent, answered) - level
-        self._take_away(-gap)
+        self._held.take_away(-gap)
         # What was granted shortly before may have left later: counted as such where single calls do not weigh.
         many = self.call * CROWD <= self.per_second
         before = (now - ages[0]) // HELD_S * HELD_S if many else now - ages[0]
