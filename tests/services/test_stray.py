@@ -12,6 +12,8 @@ from schemas.call import Reply, Verdict, VerdictKind
 from services.admission.stray import MOST, Stray
 from services.fanout.size import Demand
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Fickle(Provider):

@@ -9,6 +9,8 @@ from schemas.money import Amount
 from services.fanout.size import Demand
 from services.ledger.books import Books, Caps
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("latency_s", [0.2, 1.0, 2.5])
 @pytest.mark.parametrize("headers", [True, False], ids=["headers", "silent"])
