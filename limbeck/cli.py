@@ -369,6 +369,9 @@ def fake_teacher(
     thoughts: Annotated[str, typer.Option(help="Output tokens beyond max_tokens, LOW:HIGH.")] = "0:0",
     faults: Annotated[str, typer.Option(help="Shares of calls that go wrong, as in 500:0.05,hang:0.01.")] = "",
     poison: Annotated[str, typer.Option(help="Likewise, but the same requests go wrong every time.")] = "",
+    retry_after: Annotated[
+        float, typer.Option(help="Seconds that faults 429, slow_down, 503 and 529 ask to wait.")
+    ] = 0.05,
     hang: Annotated[float, typer.Option(help="Seconds after which a hanging call is cut.")] = 600.0,
     status: Annotated[int, typer.Option(help="Answer every call with this HTTP status.")] = 0,
     price: Annotated[str, typer.Option(help="USD per million tokens, INPUT:OUTPUT, for the bill.")] = "0:0",
@@ -393,8 +396,8 @@ def fake_teacher(
         rehearsal.serve_fake_teacher(
             port, stop_after, rpm=rpm, tpm=tpm, input_tpm=input_tpm, output_tpm=output_tpm, burst_s=burst,
             charge=charge, concurrency=concurrency, latency_s=latency, spread=spread, words=words, hidden=hidden,
-            thoughts=thoughts, faults=faults, poison=poison, hang_s=hang, status=status, price=price, headers=headers,
-            seed=seed,
+            thoughts=thoughts, faults=faults, poison=poison, retry_after_s=retry_after, hang_s=hang, status=status,
+            price=price, headers=headers, seed=seed,
         )  # fmt: skip
 
     guarded(work, debug)

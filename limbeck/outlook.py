@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.estimate import Estimate, Range
-from schemas.job import JobSpec
+from schemas.job import Budget, JobSpec
 
 
 def ranged(value: Range, form: str = ",.0f", before: str = "") -> str:
@@ -38,15 +38,7 @@ def outlook(spec: JobSpec, found: Estimate) -> Table:
     total = found.hours
     table.add_section()
     table.add_row("all", f"{found.calls:,}", "", "", ranged(found.usd, ",.4f", "$"), duration(total) if total else "")
-    budget = spec.budget.usd if spec.budget else None
-    if budget is not None:
-        enough = "covers every call at its reservation" if budget >= found.reserved_usd else (
-            f"may stop the run: calls are reserved for at ${found.reserved_usd:,.4f} in all"
-            if budget >= found.usd.low else "will stop the run"
-        )  # fmt: skip
-        table.caption = f"budget.usd {budget:,.10g} {enough}"
-        table.caption_justify = "left"
-    lines = [str(table.caption or "")]
+    lines = budget_lines(spec.budget, found)
     for names, what in (
         (
             found.too_large,
@@ -57,8 +49,32 @@ def outlook(spec: JobSpec, found: Estimate) -> Table:
     ):
         if names:
             lines.append(f"{len(names):,} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
-    table.caption, table.caption_justify = "\n".join(lines).strip() or None, "left"
+    table.caption, table.caption_justify = "\n".join(lines) or None, "left"
     return table
+
+
+def budget_lines(budget: Budget | None, found: Estimate) -> list[str]:
+    """A line for each cap of a budget: whether it can, may or cannot hold the job."""
+    if budget is None:
+        return []
+    caps: list[tuple[str, float | None, float, float, str]] = [
+        ("usd", budget.usd, found.usd.low, found.reserved_usd, f"${found.reserved_usd:,.4f}"),
+        ("tokens", budget.tokens, found.tokens.low, found.reserved_tokens, f"{found.reserved_tokens:,}"),
+        ("calls", budget.calls, found.calls, found.calls, ""),
+    ]
+    return [
+        f"budget.{name} {cap:,.10g} {_enough(cap, low, reserved, shown)}"
+        for name, cap, low, reserved, shown in caps
+        if cap is not None
+    ]
+
+
+def _enough(cap: float, low: float, reserved: float, shown: str) -> str:
+    if cap < low:
+        return "will stop the run"
+    if cap < reserved:
+        return f"may stop the run: calls are reserved for at {shown} in all"
+    return "covers every call at its reservation" if shown else "covers every call, if none is repeated"
 
 
 def as_dict(found: Estimate) -> dict[str, Any]:

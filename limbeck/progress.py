@@ -1,6 +1,7 @@
 """What a running job shows: a live panel on a terminal, one plain line every few seconds elsewhere."""
 
 import contextlib
+import datetime
 import json
 import sys
 import time
@@ -29,10 +30,16 @@ def rate_line(manifest: Manifest, seconds: float, answered_before: int) -> str:
 def left_line(manifest: Manifest, seconds: float, answered_before: int) -> str:
     """The time that the stage's other calls take at the rate of this start."""
     answered = manifest.calls.answered - answered_before
-    if seconds <= 1 or not answered:
+    if seconds <= 1 or not answered or manifest.pauses:
         return "-"
     left = (manifest.calls.of - manifest.calls.done) * seconds / answered
     return f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min" if left < 6000 else f"{left / 3600:.1f} h"
+
+
+def pause_lines(manifest: Manifest) -> list[str]:
+    """Lanes that wait because their server asked for it, and until when (local time)."""
+    until = {name: datetime.datetime.fromtimestamp(epoch) for name, epoch in manifest.pauses.items()}
+    return [f"{name} until {when:%H:%M:%S}, as its server asks" for name, when in until.items()]
 
 
 def student_line(work: Path) -> str:
@@ -146,7 +153,8 @@ class Progress:
             ("tokens", f"{spend.input_tokens + spend.output_tokens:,}"),
             ("spent", f"${spend.usd:.4f}"),
         ]
-        return facts + ([("failed", f"{calls.failed:,}")] if calls.failed else [])
+        facts += [("failed", f"{calls.failed:,}")] if calls.failed else []
+        return facts + [("paused", line) for line in pause_lines(manifest)]
 
     def _panel(self, manifest: Manifest, now: float) -> Table:
         table = Table.grid(padding=(0, 2))
@@ -167,6 +175,8 @@ def summary(manifest: Manifest, metrics: dict[str, Any] | None, out: Path, state
         at = student_line(out / ".work") if manifest.stage == "train" else ""
         at = f"{calls.done:,} of {calls.of:,} calls" if manifest.stage in ASKING else at
         table.add_row("stage", f"{manifest.stage}: {at}" if at else manifest.stage)
+        for line in pause_lines(manifest):
+            table.add_row("paused", line)
     table.add_row("rows in", f"{rows.source:,}" + (f" + {rows.written:,} written" if rows.written else ""))
     table.add_row("accepted", f"{rows.accepted:,}")
     for reason, count in rows.rejected.items():

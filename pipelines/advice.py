@@ -33,5 +33,20 @@ def advice(accepted: int, rejected: Mapping[str, int], still_open: int = 0) -> l
     return lines
 
 
+def beyond_the_plan(hidden: int, overlong: int) -> list[str]:
+    """Lines for teachers that count `hidden` input tokens, or `overlong` output tokens, more than could be foreseen."""
+    paid = "they are paid for, and no plan can foresee them"
+    lines = []
+    if hidden:
+        lines.append(
+            "a teacher counts more input tokens than were sent, as for a system prompt that a gateway adds: " + paid
+        )
+    if overlong:
+        lines.append(
+            "a teacher counts more output tokens than max_tokens allows, as for thoughts that it does not show: " + paid
+        )
+    return lines
+
+
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in counts.items())

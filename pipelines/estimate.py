@@ -39,6 +39,7 @@ class LaneEstimate:
     output_tokens: Range = Range()
     usd: Range = Range()
     reserved_usd: float = 0.0  # what the budget must hold so that no call can be left unsent
+    reserved_tokens: int = 0  # likewise
     hours: Range | None = None
 
 
@@ -64,6 +65,16 @@ class Estimate:
         return sum(lane.reserved_usd for lane in self.lanes)
 
     @property
+    def reserved_tokens(self) -> int:
+        """All calls at their reservation."""
+        return sum(lane.reserved_tokens for lane in self.lanes)
+
+    @property
+    def tokens(self) -> Range:
+        parts = [part for lane in self.lanes for part in (lane.input_tokens, lane.output_tokens)]
+        return Range(sum(part.low for part in parts), sum(part.high for part in parts))
+
+    @property
     def hours(self) -> Range | None:
         """Lanes work side by side, so the slowest tells."""
         known = [lane.hours for lane in self.lanes if lane.hours is not None and lane.calls]
@@ -78,9 +89,12 @@ class _Sums:
     bytes: float = 0.0
     most_output: float = 0.0
     reserved_nano: float = 0.0
+    reserved_tokens: float = 0.0
 
     def add(self, call: Call, teacher: Teacher, times: float) -> None:
-        self.reserved_nano += times * worst_case(call, teacher.rates).money.nano_usd
+        most = worst_case(call, teacher.rates).money
+        self.reserved_nano += times * most.nano_usd
+        self.reserved_tokens += times * most.tokens
         self.calls += times
         texts = [m.content for m in call.messages] + ([call.schema] if call.schema else [])
         self.bytes += times * sum(len(text.encode()) for text in texts)
@@ -116,7 +130,7 @@ def affordable(call: Call, teacher: Teacher, budget: Budget | None) -> bool:
     if budget is None:
         return True
     usd = budget.usd is None or money.nano_usd <= nano_usd(budget.usd)
-    return usd and (budget.tokens is None or money.tokens <= budget.tokens)
+    return usd and (budget.tokens is None or money.tokens <= budget.tokens) and budget.calls != 0
 
 
 def _calls(spec: JobSpec, plan: RowPlan, found: Estimate) -> Iterator[tuple[str, Call, float]]:
@@ -157,8 +171,8 @@ def _lane(teacher: Teacher, sums: _Sums) -> LaneEstimate:
         # OpenAI itself takes max_tokens from the limit for good, however short the answers are.
         least = out.high if charging_of(teacher) is Charging.KEEP else out.low
         hours = Range(_hours(teacher, sums.calls, into.low, least), _hours(teacher, sums.calls, into.high, out.high))
-    reserved = sums.reserved_nano / NANO
-    return LaneEstimate(teacher.name, round(sums.calls), into, out, Range(low, high), reserved, hours)
+    reserved, tokens = sums.reserved_nano / NANO, round(sums.reserved_tokens)
+    return LaneEstimate(teacher.name, round(sums.calls), into, out, Range(low, high), reserved, tokens, hours)
 
 
 def _hours(teacher: Teacher, calls: float, into: float, out: float) -> float:

@@ -155,18 +155,20 @@ Missing = Callable[[Row, Call], Rejection | None]
 
 def harvest(
     plan: RowPlan, answers: Answers, read: Read, missing: Missing, accepted: RowWriter, rejected: Rejections
-) -> int:
-    """Write every row of `plan` to one of the two; the number of rows left out because they have no answer yet.
+) -> tuple[int, int]:
+    """Write every row of `plan` to one of the two; how many were left out because they have no answer yet, and how many
+    have one.
 
     `missing` says what a row without an answer is rejected for, or None where its answer may still come.
     """
-    pending = 0
+    pending = answered = 0
     for row in plan.rows():
         if isinstance(row, Malformed):
             rejected.add(Rejection(row.id, "source", row.reason, f"{row.where}: {row.detail}", row.raw))
             continue
         call = plan.call(row)
         outcome = _outcome(call, row, answers, read)
+        answered += outcome is not None
         if outcome is None and (failure := answers.failure(call)):
             detail, raw = failure.meta["detail"], readable(failure.body)
             outcome = Rejection(row.id, "teacher", failure.meta["kind"], detail, raw)
@@ -178,7 +180,7 @@ def harvest(
             rejected.add(outcome)
         else:
             accepted.add(outcome.model_dump())
-    return pending
+    return pending, answered
 
 
 def _outcome(call: Call, row: Row, answers: Answers, read: Read) -> Record | Rejection | None:

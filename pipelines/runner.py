@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipelines import cot, instruct
-from pipelines.advice import OURS, advice
+from pipelines.advice import OURS, advice, beyond_the_plan
 from pipelines.answer_schema import check_schema
 from pipelines.card import card
 from pipelines.curate import curate
@@ -212,7 +212,7 @@ class Run:
     def replay(self) -> Manifest:
         """Parse, validate, curate and publish what the journal holds under this spec. Pays nothing."""
         self._open_books()
-        self._publish(self._partial_plan(), self._unanswered)
+        self._publish(self._partial_plan(), self._unanswered, replayed=True)
         if unanswered := self.manifest.rows.rejected.get("unanswered"):
             self.manifest.notes.append(
                 f"{unanswered:,} rows have no answer to this prompt in the journal and are now rejected as unanswered"
@@ -305,16 +305,9 @@ class Run:
 
     def _tick(self, now: Progress) -> None:
         self._count(now)
-        if now.hidden:
-            self.warn(
-                "a teacher counts more input tokens than were sent, as for a system prompt that a gateway adds: they "
-                "are paid for, and no plan can foresee them"
-            )
-        if now.overlong:
-            self.warn(
-                "a teacher counts more output tokens than max_tokens allows, as for thoughts that it does not show: "
-                "they are paid for, and no plan can foresee them"
-            )
+        for line in beyond_the_plan(now.hidden, now.overlong):
+            self.warn(line)
+        self.manifest.pauses = {name: until for name, until in now.pauses.items() if until > time.time()}
         seconds = self._sending_s + time.monotonic() - self._sending_from
         self.manifest.calls.per_second = round((self._done.answered + now.answered) / max(seconds, 1e-3), 2)
         self.watch(self.manifest)
@@ -404,7 +397,7 @@ class Run:
         task = self.spec.prompt.task
         return lambda row, answer, teacher, key, raw: cot.read_answer(row, answer, task, checks, teacher, key, raw)
 
-    def _publish(self, plan: RowPlan, missing: Missing) -> int:
+    def _publish(self, plan: RowPlan, missing: Missing, replayed: bool = False) -> int:
         """Journal to rows to dataset; the rows that were left out. Files are built aside and moved into place whole."""
         staged, rejected_folder = self.directory.work / "accepted.parquet", self.directory.scratch("rejected")
         rejected = Rejections(RowWriter(rejected_folder / "part-00000.parquet", REJECTED))
@@ -413,10 +406,12 @@ class Run:
         with self._answers() as answers:
             with self.stage("harvest"):
                 accepted = RowWriter(staged, SCHEMAS[self.spec.pipeline])
-                pending = harvest(plan, answers, self._reader(plan), missing, accepted, rejected)
+                pending, answered = harvest(plan, answers, self._reader(plan), missing, accepted, rejected)
                 accepted.close()
                 generated = self._instruction_rejections(plan, answers, rejected)
                 self._exact_counts(answers.index.totals)
+                if replayed:
+                    self.manifest.calls.reused = answered
                 if not pending:  # whatever was sent beyond a first time was a repeat, of calls lost in a crash, too
                     calls = self.manifest.calls
                     calls.retried = max(calls.retried, calls.sent - answers.index.ended)

@@ -154,7 +154,9 @@ class Budget(Strict):
 
     usd: Annotated[float, Field(ge=0, le=10**9)] | None = Field(None, description="0: nothing is spent")
     tokens: Annotated[int, Field(ge=0, le=10**15)] | None = Field(None, description="input and output together")
-    calls: Annotated[int, Field(ge=0, le=10**12)] | None = Field(None, description="attempts that leave")
+    calls: Annotated[int, Field(ge=0, le=10**12)] | None = Field(
+        None, description="attempts that leave, refused ones and repeats, too"
+    )
 
 
 class Publish(Strict):

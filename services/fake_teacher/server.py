@@ -40,6 +40,7 @@ class Behaviour:
     thoughts: tuple[int, int] = (0, 0)  # output tokens beside the answer's, which max_tokens does not cover
     faults: dict[str, float] = field(default_factory=dict)  # drawn for each request
     poison: dict[str, float] = field(default_factory=dict)  # drawn from its content, so the same every time
+    retry_after_s: float = 0.05  # that faults 429, 503, 529 and slow_down ask to wait
     hang_s: float = 600.0
     status: int = 0
     price: Price = field(default_factory=lambda: Price(0.0, 0.0))
@@ -94,7 +95,7 @@ class FakeTeacher:
         fault = poisoned or drawn(self.behaviour.faults, self._rng)
         if fault in BEFORE:
             status, code = BEFORE[fault]
-            return self._refuse(wire, status, code, 0.05 if status in (429, 503, 529) else 0.0)
+            return self._refuse(wire, status, code, self.behaviour.retry_after_s if status in (429, 503, 529) else 0.0)
         if refused := self._limited(asked, wire):
             return refused
         text, finish, usage = self._text(raw, asked)

@@ -40,15 +40,21 @@ class Feed:
         if self._stop:
             return None, True
         unit = self._units.next(worker, lane, wanted)
-        return unit, unit is None and self._units.exhausted
+        return unit, unit is None and self._units.is_over
 
-    async def report(self, worker: str, delta: Progress, done: Sequence[int]) -> bool:
-        """Add a worker's counters and close its units; whether it shall stop."""
+    async def give_back(self, worker: str, number: int, call: Call) -> None:
+        """A call of a unit that has not left, for a lane that has nothing to do."""
+        assert self._units is not None
+        self._units.give_back(worker, number, call)
+
+    async def report(self, worker: str, delta: Progress, done: Sequence[int]) -> tuple[bool, dict[int, int]]:
+        """Add a worker's counters and close its units; whether it shall stop, and how many calls other lanes could
+        start but for want of any."""
         assert self._units is not None
         self._progress.add(delta)
         for number in done:
             self._units.done(worker, number)
-        return self._stop
+        return self._stop, self._units.idle(worker)
 
     async def doubt(self, worker: str, call: Call) -> None:
         """A call failed, and the worker's lane may be to blame: another one gets it where that lane closes."""

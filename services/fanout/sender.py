@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import anyio
 
@@ -14,7 +15,7 @@ from schemas.lane import Teacher
 from schemas.money import Amount, Usage
 from services.admission.lease import PERIOD_S, Grant, Report
 from services.fanout.allowance import Allowance
-from services.fanout.breaker import Breaker
+from services.fanout.breaker import NEVER_ITS_OWN, Breaker
 from services.fanout.retry import attempts
 from services.fanout.size import Demand, grown, seen, wild, worst_case
 from services.fanout.units import Progress
@@ -23,6 +24,7 @@ from services.journal.writer import JournalWriter
 from services.ledger.books import Account, Advance, Excess
 from services.teachers.adapter import Adapter, dialect_of
 
+LONG_S = 5.0  # of a pause, before it is worth telling
 SOONEST_S = 0.05  # between two renewals
 DISK_EVERY_S = 1.0
 LEASELESS_S = 60.0
@@ -32,6 +34,18 @@ LOST = Verdict(VerdictKind.IN_DOUBT, "the worker met an error")
 
 class Stopped(Exception):
     """This call was not sent: the worker stops."""
+
+
+class Moved(Exception):
+    """This call waits for nothing here any more: it goes to another lane."""
+
+
+class Waiting(NamedTuple):
+    """A call that waits to leave. others: the lanes that could take it instead."""
+
+    demand: Demand
+    ready: asyncio.Future[Demand]
+    others: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +75,8 @@ class Sender:
         self._allowance, self._leases, self._lane = allowance, leases, lane
         self._name, self._rates, self._dialect = teacher.name, teacher.rates, dialect_of(teacher)
         self._noted = allowance.banked or not self._rates.free  # attempts are journalled before they leave
-        self._waiting: deque[tuple[Demand, asyncio.Future[Demand]]] = deque()
-        self._need, self._ended = asyncio.Event(), asyncio.Event()
+        self._waiting: deque[Waiting] = deque()
+        self._need = asyncio.Event()
         self.freed = asyncio.Event()  # set when there is room for more calls, or no more are wanted
         self._leased_at: float | None = None
         self._typical: Demand | None = None
@@ -73,7 +87,7 @@ class Sender:
         self._wild = wild(teacher)
         self._seen = Excess()  # what calls took beyond what could be foreseen, the most of each
         self._excess = Excess()  # what is reserved for it
-        self._resting = 0  # calls between two attempts
+        self._resting: dict[asyncio.Future[None], tuple[int, ...]] = {}  # calls between two attempts, and `others`
         self._disk_at = 0.0
         self.delta = Progress()
         self.end: End | None = None
@@ -87,51 +101,87 @@ class Sender:
     def room(self) -> int:
         """How many more calls to take on: a second's worth waits at the most, for another lane may be freer. Calls
         that wait for a retry count: a teacher that refuses everything must not be fed the whole source."""
-        if self.end:
+        if self.end or self._long_pause:
             return 0
-        held = len(self._waiting) + self._resting
+        waiting, resting = len(self._waiting), len(self._resting)
         if self._leases is None:
-            return self._allowance.window + SPARE - self._allowance.in_flight - held
-        return int(max(SPARE, self._allowance.pace)) - held
+            return self._allowance.window + SPARE - self._allowance.in_flight - waiting - resting
+        return min(self._buffer, max(SPARE, self._buffer) - resting) - waiting
+
+    @property
+    def _long_pause(self) -> float:
+        """Seconds of a pause that the server asked for, where they are many, else 0."""
+        left = self._allowance.pause_until - asyncio.get_running_loop().time()
+        return left if left > LONG_S else 0.0
+
+    @property
+    def _buffer(self) -> int:
+        """Calls to hold: a second's worth. Of a slow lane two seconds' worth as it has been lately, with one more."""
+        pace = int(self._allowance.pace)
+        return pace if pace > SPARE else min(SPARE, 1 + int(2 * self._allowance.lately))
 
     @property
     def is_hungry(self) -> bool:
         """Whether it is time to take more calls on: half a buffer at a time, for asking costs as much as a call."""
-        return self.room >= max(SPARE // 2, int(self._allowance.pace / 2))
+        return self.room >= max(1, self._buffer // 2)
 
     def take_delta(self) -> Progress:
-        """Counters since the last call."""
+        """Counters since the last call, and until when the server asked for none."""
         delta, self.delta = self.delta, Progress()
+        if left := self._long_pause:
+            delta.pauses[self._name] = time.time() + left
         return delta
 
     def stop(self, end: End) -> None:
         """Send nothing more; calls in flight are finished and kept."""
         if self.end is None:
             self.end = end
-            while self._waiting:
-                _, ready = self._waiting.popleft()
+            for ready in [entry.ready for entry in self._waiting] + list(self._resting):
                 if not ready.done():
                     ready.set_exception(Stopped())
-            for event in (self._need, self._ended, self.freed):
+            self._waiting.clear()
+            for event in (self._need, self.freed):
                 event.set()
 
-    async def run(self, call: Call, known: bool = False) -> bool:
-        """See one call through to an answer or a final failure in the journal; `Stopped` where the worker stops. False
-        where the lane may be to blame for a failure. known: the call failed in an earlier start."""
-        key, number = call_key(self._name, call.content()), self._breaker.sent()
-        first: Reply | None = await self._attempt(call, key)
+    def hand_over(self, idle: dict[int, int], soon_s: float) -> None:
+        """Let go of calls for lanes that have nothing to do, so many for each: of those that will not leave within
+        `soon_s` the last; in a long pause those that were refused and rest, too. Elsewhere those stay, or they would
+        come back before the time that the server asked them to wait."""
+        soon = int(self._allowance.pace * soon_s)
+        movable: list[tuple[asyncio.Future[Any], tuple[int, ...]]] = []
+        if self._long_pause:
+            movable += self._resting.items()
+        movable += [(entry.ready, entry.others) for entry in reversed(list(self._waiting)[soon:])]
+        for ready, others in movable:
+            lane = next((lane for lane in others if idle.get(lane)), None)
+            if lane is not None and not ready.done():
+                idle[lane] -= 1
+                ready.set_exception(Moved())
+        self._waiting = deque(entry for entry in self._waiting if not entry.ready.done())
+
+    async def run(self, call: Call, known: bool = False, others: tuple[int, ...] = ()) -> bool:
+        """See one call through to an answer or a final failure in the journal; `Stopped` where the worker stops,
+        `Moved` where one of the `others`, lanes that could take it, shall have it. False where the lane may be to blame
+        for a failure. known: the call failed in an earlier start."""
+        key, demand = call_key(self._name, call.content()), await self._admit(call, others)
+        number = self._breaker.sent()
+        first: Reply | None = await self._attempt(call, key, demand)
         assert first is not None
         reply = first
         if first.verdict.kind.retried:
+            movable = others
 
             async def again() -> Reply:
-                nonlocal first
-                if first is not None:
-                    known, first = first, None
-                    return known
-                return await self._attempt(call, key, again=True)
+                nonlocal first, movable
+                if first is None:
+                    found = await self._attempt(call, key, await self._admit(call, movable), again=True)
+                else:
+                    found, first = first, None
+                # What failed for another reason would have all its attempts anew elsewhere, and there again.
+                movable = others if found.verdict.kind in NEVER_ITS_OWN else ()
+                return found
 
-            reply = await attempts(self._rest)(again)
+            reply = await attempts(lambda seconds: self._rest(seconds, movable))(again)
         if reply.verdict.kind is VerdictKind.ANSWERED:
             for failed in self._breaker.answered(number):
                 settled, meta = self._failed.pop(failed)
@@ -139,14 +189,17 @@ class Sender:
             return True
         return self._give_up(key, number, reply, known)
 
-    async def _rest(self, seconds: float) -> None:
-        """Between two attempts; cut short where the worker stops."""
-        self._resting += 1
+    async def _rest(self, seconds: float, others: tuple[int, ...]) -> None:
+        """Between two attempts; cut short where the worker stops, or the call goes elsewhere."""
+        if self.end:
+            raise Stopped
+        rest: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._resting[rest] = others
         try:
             with anyio.move_on_after(seconds):
-                await self._ended.wait()
+                await rest
         finally:
-            self._resting -= 1
+            del self._resting[rest]
 
     def _give_up(self, key: bytes, number: int, reply: Reply, known: bool) -> bool:
         verdict = reply.verdict
@@ -168,8 +221,7 @@ class Sender:
         """No call of this lane can succeed."""
         self.stop(End("closed", f"{verdict.kind.value}: {verdict.detail}"))
 
-    async def _attempt(self, call: Call, key: bytes, again: bool = False) -> Reply:
-        demand = await self._admit(worst_case(call, self._rates, self._excess))
+    async def _attempt(self, call: Call, key: bytes, demand: Demand, again: bool = False) -> Reply:
         loop = asyncio.get_running_loop()
         attempt, sent_at = os.urandom(16), loop.time()
         reply, cost = Reply(verdict=LOST), Amount()
@@ -198,15 +250,15 @@ class Sender:
             self._start_waiting(now)
         return reply
 
-    async def _admit(self, demand: Demand) -> Demand:
+    async def _admit(self, call: Call, others: tuple[int, ...]) -> Demand:
         if self.end:
             raise Stopped
-        loop = asyncio.get_running_loop()
+        loop, demand = asyncio.get_running_loop(), worst_case(call, self._rates, self._excess)
         self._typical = demand
         if not self._waiting and self._allowance.may_start(demand, loop.time()):
             return self._allowance.start(demand, loop.time())
         ready: asyncio.Future[Demand] = loop.create_future()
-        self._waiting.append((demand, ready))
+        self._waiting.append(Waiting(demand, ready, others))
         if not self._allowance.is_full:
             self._need.set()  # a lease is short; where only the window is, the next call to end makes room
         return await ready
@@ -219,7 +271,7 @@ class Sender:
 
     def _let_go(self, now: float) -> None:
         while self._waiting:
-            demand, ready = self._waiting[0]
+            demand, ready, _ = self._waiting[0]
             if not ready.done():
                 if not self._allowance.may_start(demand, now):
                     if self._allowance.in_flight < self._allowance.window:
@@ -279,7 +331,7 @@ class Sender:
         """Reserve so much more for calls from now on, and for those that wait, too."""
         if excess != self._excess:
             self._excess = excess
-            self._waiting = deque((grown(demand, self._rates, excess), ready) for demand, ready in self._waiting)
+            self._waiting = deque(w._replace(demand=grown(w.demand, self._rates, excess)) for w in self._waiting)
 
     async def renew_leases(self) -> None:
         """Keep the leases alive until `done`: every period, and at once where a call waits for one."""
@@ -303,8 +355,8 @@ class Sender:
 
     def _prefer_smaller(self) -> bool:
         """The money left does not cover the first call that waits; put the cheapest before it, if another is."""
-        cheapest = min(self._waiting, key=lambda entry: (entry[0].money.nano_usd, entry[0].money.tokens))
-        if cheapest[0].money == self._waiting[0][0].money:
+        cheapest = min(self._waiting, key=lambda entry: (entry.demand.money.nano_usd, entry.demand.money.tokens))
+        if cheapest.demand.money == self._waiting[0].demand.money:
             return False
         self._waiting.remove(cheapest)
         self._waiting.appendleft(cheapest)
@@ -329,7 +381,7 @@ class Sender:
             return
         asked_at = asyncio.get_running_loop().time()
         allowance, waiting = self._allowance, len(self._waiting)
-        head = self._waiting[0][0] if waiting else None
+        head = self._waiting[0].demand if waiting else None
         if allowance.governed:  # first: money is asked for by whoever may send
             closed = self.end.detail if self.end and self.end.reason == "closed" else ""
             grant = await self._leases.grant(allowance.report(waiting, head or self._typical, asked_at, closed))

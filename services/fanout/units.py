@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from schemas.call import Call, call_key
@@ -19,11 +19,13 @@ class Plan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Calls that one worker runs with asyncio inside; `known` are those that its lane failed to answer before."""
+    """Calls that one worker runs with asyncio inside; `known` are those that its lane failed to answer before, `others`
+    the lanes that could take each as well."""
 
     number: int
     calls: tuple[Call, ...]
     known: tuple[bool, ...]
+    others: tuple[tuple[int, ...], ...]
 
 
 @dataclass(slots=True)
@@ -40,12 +42,13 @@ class Progress:
     output_tokens: int = 0
     hidden: int = 0  # input tokens of a call that the server counts beyond its text: the most seen, not a sum
     overlong: int = 0  # output tokens beyond max_tokens, likewise
+    pauses: dict[str, float] = field(default_factory=dict)  # by teacher: until when its server asked for none, epoch
 
     def add(self, other: "Progress") -> None:
-        hidden, overlong = max(self.hidden, other.hidden), max(self.overlong, other.overlong)
-        for name in self.__slots__:
+        latest = max(self.hidden, other.hidden), max(self.overlong, other.overlong), {**self.pauses, **other.pauses}
+        for name in set(self.__slots__) - {"pauses"}:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.hidden, self.overlong = hidden, overlong
+        self.hidden, self.overlong, self.pauses = latest
 
 
 @dataclass(slots=True)
@@ -73,6 +76,8 @@ class Units:
     _seen: set[bytes] = field(default_factory=set)
     _returned: deque[Call] = field(default_factory=deque)
     _held: dict[str, dict[int, Unit]] = field(default_factory=dict)
+    _lane: dict[str, int] = field(default_factory=dict)
+    _idle: dict[str, int] = field(default_factory=dict)  # calls that workers could start, but for want of any
     _doubtful: dict[str, list[Call]] = field(default_factory=dict)
     _cut: int = 0
 
@@ -80,8 +85,10 @@ class Units:
         self._calls = self.plan.calls()
 
     def next(self, worker: str, lane: int = 0, wanted: int = LARGEST) -> Unit | None:
-        """A unit for `worker` of `lane`; None where none is ready now (`exhausted` tells whether more may come)."""
-        size = min(LARGEST, max(SMALLEST, SMALLEST * (self._cut // 8)), max(SMALLEST, wanted))
+        """A unit for `worker` of `lane`; None where none is ready now (`is_over` tells whether more may come)."""
+        size = min(LARGEST, max(SMALLEST, SMALLEST * (self._cut // 8)), max(0, wanted))
+        self._lane[worker] = lane
+        self._idle.pop(worker, None)
         batch = self._taken_back(lane, size)
         for _ in range(LOOK_AHEAD):
             if self.exhausted or len(batch) >= size or len(self._returned) >= LOOK_AHEAD:
@@ -92,15 +99,17 @@ class Units:
             elif self._is_new(call):
                 (batch if self._takes(lane, call) else self._returned).append(call)
         if not batch:
+            if size and not self.is_over:
+                self._idle[worker] = size
             return None
         self._cut += 1
-        known = (self.has_failed(call_key(self.models[lane], call.content())) for call in batch)
-        unit = Unit(self._cut, tuple(batch), tuple(known))
+        known = (self._failed(lane, call) for call in batch)
+        unit = Unit(self._cut, tuple(batch), tuple(known), tuple(self._others(lane, call) for call in batch))
         self._held.setdefault(worker, {})[unit.number] = unit
         return unit
 
     def _taken_back(self, lane: int, size: int) -> list[Call]:
-        """Calls that a dead worker held, or that were too large for another lane."""
+        """Calls that a dead worker held, that were too large for another lane, or that it gave back."""
         batch: list[Call] = []
         for _ in range(len(self._returned)):
             if len(batch) >= size:
@@ -113,8 +122,16 @@ class Units:
         """Whether a lane may have a call now. One that it failed to answer before is left to the others first."""
         if not self.fits(lane, call):
             return False
-        failed = [self.has_failed(call_key(model, call.content())) for model in self.models]
+        failed = [self._failed(number, call) for number in range(len(self.models))]
         return not failed[lane] or all(failed) or self.exhausted or len(self._returned) >= LOOK_AHEAD
+
+    def _failed(self, lane: int, call: Call) -> bool:
+        return self.has_failed(call_key(self.models[lane], call.content()))
+
+    def _others(self, lane: int, call: Call) -> tuple[int, ...]:
+        """The lanes besides `lane` that could take a call, and have not failed to answer it."""
+        others = (number for number in range(len(self.models)) if number != lane)
+        return tuple(n for n in others if self.fits(n, call) and not self._failed(n, call))
 
     def _is_new(self, call: Call) -> bool:
         content = call.content()
@@ -129,6 +146,28 @@ class Units:
             return False
         return any(self.fits(lane, call) for lane in range(len(self.models)))
 
+    def idle(self, worker: str) -> dict[int, int]:
+        """How many calls each other lane than this worker's could start, now that no more come from the plan."""
+        found: dict[int, int] = {}
+        for other, wanted in self._idle.items() if self.exhausted else ():
+            if (lane := self._lane[other]) != self._lane.get(worker):
+                found[lane] = found.get(lane, 0) + wanted
+        return found
+
+    def give_back(self, worker: str, number: int, call: Call) -> None:
+        """A call that has not left, for a lane that has nothing to do."""
+        if (unit := self._held.get(worker, {}).get(number)) is None:
+            return  # its worker was taken for dead, and the call taken back
+        left = tuple(other for other in unit.calls if other != call)
+        if len(left) < len(unit.calls):
+            self._held[worker][number] = replace(unit, calls=left)
+            self._returned.append(call)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more calls will come: the plan is through, and no lane holds one that it may yet give back."""
+        return self.exhausted and not (len(self.models) > 1 and any(self._held.values()))
+
     def done(self, worker: str, number: int) -> None:
         self._held.get(worker, {}).pop(number, None)
 
@@ -139,6 +178,7 @@ class Units:
     def bury(self, worker: str, answered: Callable[[bytes], bool]) -> int:
         """Take back what a dead worker held, less what its journal segment holds, and what it may have failed for
         reasons of its own; the number of calls returned."""
+        self._idle.pop(worker, None)
         lost = self._doubtful.pop(worker, []) + [
             call
             for unit in self._held.pop(worker, {}).values()

@@ -16,7 +16,7 @@ from services.admission.charging import charging_of
 from services.admission.governor import governor_of
 from services.admission.lease import LEASE_S, Grant, Report
 from services.fanout.allowance import Allowance
-from services.fanout.sender import End, Sender, Stopped
+from services.fanout.sender import End, Moved, Sender, Stopped
 from services.fanout.units import Unit
 from services.journal.place import Journal
 from services.ledger.books import Account, Advance
@@ -169,17 +169,21 @@ class Worker:
                 if finished:
                     return
                 await asyncio.sleep(IDLE_S)  # other lanes have to take what does not fit this one
-            for call, known in zip(unit.calls, unit.known, strict=True) if unit else ():
-                task = asyncio.create_task(self._see_through(sender, call, known, unit, feed))
+            for call, known, others in zip(unit.calls, unit.known, unit.others, strict=True) if unit else ():
+                task = asyncio.create_task(self._see_through(sender, call, known, others, unit, feed))
                 tasks.add(task)
                 task.add_done_callback(ended)
             if unit:
                 self._open[unit.number] = len(unit.calls)
 
-    async def _see_through(self, sender: Sender, call: Any, known: bool, unit: Unit, feed: Any) -> None:
+    async def _see_through(
+        self, sender: Sender, call: Any, known: bool, others: tuple[int, ...], unit: Unit, feed: Any
+    ) -> None:
         try:
-            if not await sender.run(call, known):
+            if not await sender.run(call, known, others):
                 await feed.doubt.remote(self._post.name, call)
+        except Moved:
+            await feed.give_back.remote(self._post.name, unit.number, call)
         except Stopped:
             return
         except Exception as error:
@@ -195,8 +199,11 @@ class Worker:
         while not finished.is_set():
             with anyio.move_on_after(REPORT_EVERY_S):
                 await finished.wait()
-            if await feed.report.remote(self._post.name, sender.take_delta(), []):
+            shall_stop, idle = await feed.report.remote(self._post.name, sender.take_delta(), [])
+            if shall_stop:
                 sender.stop(End("stopped"))
+            elif idle:
+                sender.hand_over(idle, REPORT_EVERY_S)
 
     async def close(self) -> None:
         """Seal the segment and let go of the connections and of the share of the limits."""

@@ -222,6 +222,28 @@ def test_calls_that_fit_no_lane_that_is_left_end_the_run_instead_of_waiting_for_
         assert teacher.bill()["calls"] == 0
 
 
+@pytest.mark.parametrize("asks", [None, "3600"], ids=["slow", "paused"])
+def test_a_lane_that_has_nothing_to_do_takes_what_waits_for_a_slower_one(asks: str | None, tmp_path: Path) -> None:
+    """At six calls a minute, or in an hour's pause, the calls that wait for the slow lane would take minutes."""
+    refuses = ("--faults", "429:1", "--retry-after", asks) if asks else ("--rpm", "6")
+    with teacher_server(*refuses) as slow, teacher_server("--latency", "0.1") as fast:
+        job = spec(tmp_path, fast, 200, budget=None)
+        one = {"base_url": slow.base_url, "model": "slow", "limits": Limits() if asks else Limits(rpm=6)}
+        lanes = [
+            job.teachers[0].model_copy(update=one),
+            job.teachers[0].model_copy(update={"limits": Limits(rpm=1200)}),
+        ]
+        pauses: list[str] = []
+        manifest = limbeck.run(
+            job.model_copy(update={"teachers": lanes}), tmp_path / "run", watch=lambda m: pauses.extend(m.pauses)
+        )
+        bills = [slow.bill(), fast.bill()]
+    assert (manifest.rows.accepted, manifest.rows.rejected) == (200, {})
+    assert manifest.seconds["answers"] < 60
+    assert sum(bill["calls"] for bill in bills) == 200 and bills[1]["calls"] > 180
+    assert set(pauses) == ({"openai/slow"} if asks else set())
+
+
 def test_a_limit_is_used_from_the_first_second_though_answers_take_long(tmp_path: Path) -> None:
     with teacher_server("--latency", "4", "--rpm", "6000", "--price", "0.40:1.60") as teacher:
         job = spec(tmp_path, teacher, 360)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,18 @@ def test_the_time_that_is_left_follows_from_this_start_alone() -> None:
         "3 min",
     )
     assert (rate_line(now, 0.5, 100), left_line(now, 10, 150)) == ("-", "-")
+
+
+def test_a_lane_that_its_server_asked_to_wait_is_named_and_no_time_is_promised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paused = manifest("answers", sent=32, answered=31, done=31, of=60)
+    paused.pauses = {"openai/m": time.mktime((2026, 1, 2, 3, 4, 5, 0, 0, -1))}
+    line = line_of(tmp_path, paused, capsys)
+    assert "left -" in line and line.endswith("paused openai/m until 03:04:05, as its server asks")
+    shown = Console(file=io.StringIO(), width=200)
+    shown.print(summary(paused, None, tmp_path))
+    assert "until 03:04:05" in shown.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_training_is_followed_from_its_rows_to_its_student(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_replay_curates_the_same_answers_by_another_rule_and_calls_nobody(
     assert after.rows.rejected["near_duplicate"] > after.rows.accepted
     assert any("dropped as near duplicates" in line and "threshold" in line for line in after.warnings)
     assert after.rows.accepted + sum(after.rows.rejected.values()) == 20
-    assert after.spend == before.spend and after.calls.answered == calls
+    assert after.spend == before.spend and after.calls.answered == calls and after.calls.reused == 20
     assert pq.read_table(run / "dataset").num_rows == after.rows.accepted
 
 
@@ -90,6 +90,7 @@ def test_replay_of_a_prompt_that_was_never_sent_rejects_the_rows_and_a_run_asks_
     other = job(questions, "other.yaml", prompt={"system": "Be brief."})
     replayed = replay(run, other)
     assert replayed.rows.rejected == {"unanswered": 40} and "40 rows have no answer" in replayed.notes[-1]
+    assert replayed.calls.reused == 0
     asked = run_it(other, run)
     assert asked.rows.accepted == 40
     assert asked.notes == ["0 of 40 rows are reused and cost nothing; 40 are asked (40 not asked before)"]

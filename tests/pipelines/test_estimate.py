@@ -9,6 +9,7 @@ import pytest
 from conftest import Limbeck
 
 from limbeck import run
+from limbeck.outlook import outlook
 from limbeck.spec_file import load_job
 from schemas.errors import SpecError
 
@@ -69,6 +70,25 @@ def test_calls_that_the_whole_budget_does_not_cover_are_named(job: Write, jsonl:
     lane = {"provider": "openai", "model": "gpt-4.1-mini"}
     assert planned(job(rows, teachers=[lane], budget={"usd": 0.005})).too_dear == ["long"]
     assert planned(job(rows, teachers=[lane], budget={"usd": 0.05})).too_dear == []
+    assert planned(job(rows, teachers=[lane], budget={"calls": 0})).too_dear == ["short", "long"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "line"),
+    [
+        ({"usd": 0.0}, "budget.usd 0 covers every call at its reservation"),  # free: nothing is reserved
+        ({"calls": 39}, "budget.calls 39 will stop the run"),
+        ({"calls": 40}, "budget.calls 40 covers every call, if none is repeated"),
+        ({"tokens": 100}, "budget.tokens 100 will stop the run"),
+        ({"tokens": 9_000}, "budget.tokens 9,000 may stop the run: calls are reserved for at"),
+        ({"tokens": 10**6}, "budget.tokens 1,000,000 covers every call at its reservation"),
+    ],
+)
+def test_plan_says_for_each_cap_whether_it_holds_the_job(
+    job: Write, questions: Path, budget: dict[str, float], line: str
+) -> None:
+    spec = load_job(job(questions, budget=budget), [])
+    assert line in str(outlook(spec, planned(job(questions, budget=budget))).caption)
 
 
 def test_a_call_that_writes_instructions_and_fits_no_lane_is_named_before_anything_is_paid(

@@ -10,10 +10,12 @@ import pytest
 from schemas.call import Call, Message, Reply, Sampling, Verdict, VerdictKind, call_key
 from schemas.lane import PriceSpec, Teacher
 from schemas.money import Amount, Usage
+from services.admission.charging import Charging
+from services.admission.lease import Grant
 from services.fanout import allowance as allowance_of
 from services.fanout.allowance import Allowance
 from services.fanout.breaker import NEVER_RIGHT
-from services.fanout.sender import End, Sender, Stopped
+from services.fanout.sender import End, Moved, Sender, Stopped
 from services.fanout.size import worst_case
 from services.journal import writer
 from services.journal.index import JournalIndex
@@ -189,7 +191,7 @@ def test_a_retry_waits_at_least_as_long_as_it_was_told(tmp_path: Path, monkeypat
     work = sender(tmp_path, Played(lambda n: refused(VerdictKind.RATE_LIMITED, 7.0) if n == 1 else ANSWER))
     rests: list[float] = []
 
-    async def rest(seconds: float) -> None:
+    async def rest(seconds: float, others: tuple[int, ...]) -> None:
         rests.append(seconds)
 
     monkeypatch.setattr(work, "_rest", rest)
@@ -200,7 +202,7 @@ def test_a_retry_waits_at_least_as_long_as_it_was_told(tmp_path: Path, monkeypat
 def test_retries_are_counted_once_they_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = sender(tmp_path, Played(lambda number: refused(VerdictKind.TRANSIENT)))
 
-    async def rest(seconds: float) -> None:
+    async def rest(seconds: float, others: tuple[int, ...]) -> None:
         work.stop(End("stopped"))
 
     monkeypatch.setattr(work, "_rest", rest)
@@ -294,3 +296,48 @@ def test_a_call_that_is_dearer_than_what_is_left_does_not_hold_up_the_cheaper_on
 
     assert asyncio.run(go()) == 8
     assert work.end == End("exhausted")
+
+
+async def handed_over(work: Sender, count: int, idle: dict[int, int], when: Callable[[], bool]) -> list[str]:
+    """Run calls of which another lane could take the even ones; the rows that moved there."""
+    tasks = [asyncio.create_task(work.run(c, others=(1,) if int(c.row) % 2 == 0 else ())) for c in calls(count)]
+    while not when():
+        await asyncio.sleep(0)
+    work.hand_over(idle, soon_s=0.5)
+    work.hand_over({}, soon_s=0.5)
+    await asyncio.sleep(0)
+    moved = [str(n) for n, task in enumerate(tasks) if task.done() and isinstance(task.exception(), Moved)]
+    work.stop(End("stopped"))
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return moved
+
+
+def test_calls_that_wait_go_to_a_lane_that_has_nothing_to_do_the_last_first(tmp_path: Path) -> None:
+    work = sender(tmp_path, Played(lambda number: ANSWER), window=1)
+    moved = asyncio.run(handed_over(work, 9, {1: 3}, lambda: work.delta.sent == 1))
+    assert moved == ["4", "6", "8"]  # of 2, 4, 6 and 8: 0 has left
+
+
+@pytest.mark.parametrize(
+    ("kind", "pause_s", "goes"),
+    [
+        (VerdictKind.RATE_LIMITED, 3600.0, ["0", "2"]),
+        (VerdictKind.RATE_LIMITED, 1.0, []),  # it would come back before the time that the server named
+        (VerdictKind.TRANSIENT, 3600.0, []),  # it would have all its attempts again elsewhere, and there again
+    ],
+)
+def test_a_refused_call_goes_elsewhere_only_where_its_lane_rests_for_long(
+    tmp_path: Path, kind: VerdictKind, pause_s: float, goes: list[str]
+) -> None:
+    adapter = Played(lambda number: refused(kind, 3600.0))
+    allowance = Allowance("run", "w", {}, None, governed=False, banked=False, window=4)
+    work = Sender(LANE, adapter, JournalWriter(tmp_path, "000001-1-0000"), allowance, None)
+
+    def paused() -> bool:
+        if work.delta.sent < 3 or allowance.in_flight:
+            return False
+        allowance.granted(Grant({}, {}, 4, Charging.REFUND, pause_s), asyncio.get_running_loop().time())
+        return True
+
+    assert asyncio.run(handed_over(work, 3, {1: 9}, paused)) == goes
+    assert adapter.sent == 3

@@ -74,6 +74,32 @@ def test_a_call_that_its_lane_may_have_failed_goes_to_another_one_where_the_lane
     assert other is not None and (rows(other), other.known) == ([2], (False,))
 
 
+def test_what_waits_for_one_lane_goes_to_another_that_has_nothing_to_do() -> None:
+    units = Units(Numbers(list(range(10))), ["slow", "fast"], lambda key: False)
+    held = units.next("s", lane=0)
+    assert held is not None and held.others == ((1,),) * 10
+    assert units.next("f", lane=1, wanted=4) is None and not units.is_over  # the slow one may yet give some back
+    assert (units.idle("s"), units.idle("f")) == ({1: 4}, {})
+    for call in held.calls[6:]:
+        units.give_back("s", held.number, call)
+    taken = units.next("f", lane=1, wanted=4)
+    assert taken is not None and rows(taken) == [6, 7, 8, 9] and units.idle("s") == {}
+    units.done("f", taken.number)
+    assert units.bury("s", lambda key: False) == 6  # and no more: what it gave back is not its own
+    last = units.next("f", lane=1)
+    assert last is not None and rows(last) == list(range(6))
+    units.done("f", last.number)
+    assert units.is_over and units.finished
+
+
+def test_a_lane_that_could_not_take_a_call_is_not_named_for_it() -> None:
+    units = Units(
+        Numbers([1, 2, 3]), ["a", "b"], lambda key: False, fits=lambda lane, call: lane == 0 or call.row == "2"
+    )
+    unit = units.next("w", lane=0)
+    assert unit is not None and unit.others == ((), (1,), ())
+
+
 @given(st.lists(st.integers(0, 300), max_size=300), st.lists(st.sampled_from(["work", "die", "finish"]), max_size=60))
 def test_every_call_is_answered_once_though_workers_die(numbers: list[int], events: list[str]) -> None:
     units = Units(Numbers(numbers), ["m"], lambda key: False)
@@ -101,3 +127,31 @@ def test_what_a_dead_worker_had_answered_is_not_sent_again() -> None:
     again = units.next("x")
     assert again is not None and rows(again) == list(range(4, 10))
     assert not units.finished
+
+
+EVENTS = st.lists(st.tuples(st.sampled_from(["work", "finish", "move", "die"]), st.integers(0, 1)), max_size=80)
+
+
+@given(st.lists(st.integers(0, 100), max_size=100), EVENTS)
+def test_every_call_is_answered_once_though_lanes_pass_them_on(
+    numbers: list[int], events: list[tuple[str, int]]
+) -> None:
+    units = Units(Numbers(numbers), ["m0", "m1"], lambda key: False)
+    held: list[list[tuple[int, list[Call]]]] = [[], []]
+    answered: list[int] = []
+    end = [(event, lane) for event in ("work", "finish") for lane in (0, 1)] * (len(numbers) + 80)
+    for event, lane in [*events, *end]:
+        name, mine = f"w{lane}", held[lane]
+        if event == "work" and (unit := units.next(name, lane, 3)):
+            mine.append((unit.number, list(unit.calls)))
+        elif event == "move" and mine and units.idle(name) and mine[-1][1]:
+            units.give_back(name, mine[-1][0], mine[-1][1].pop())
+        elif event == "finish" and mine:
+            number, calls = mine.pop()
+            answered += [int(call.row) for call in calls]
+            units.done(name, number)
+        elif event == "die":
+            units.bury(name, lambda key: False)
+            mine.clear()
+    assert units.finished and units.is_over
+    assert sorted(answered) == sorted(set(numbers))
