@@ -30,7 +30,7 @@ def rate_line(manifest: Manifest, seconds: float, answered_before: int) -> str:
 def left_line(manifest: Manifest, seconds: float, answered_before: int) -> str:
     """The time that the stage's other calls take at the rate of this start."""
     answered = manifest.calls.answered - answered_before
-    if seconds <= 1 or not answered or manifest.pauses:
+    if seconds <= 1 or not answered or pause_lines(manifest):
         return "-"
     left = (manifest.calls.of - manifest.calls.done) * seconds / answered
     return f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min" if left < 6000 else f"{left / 3600:.1f} h"
@@ -38,7 +38,8 @@ def left_line(manifest: Manifest, seconds: float, answered_before: int) -> str:
 
 def pause_lines(manifest: Manifest) -> list[str]:
     """Lanes that wait because their server asked for it, and until when (local time)."""
-    until = {name: datetime.datetime.fromtimestamp(epoch) for name, epoch in manifest.pauses.items()}
+    coming = {name: epoch for name, epoch in manifest.pauses.items() if epoch > time.time()}
+    until = {name: datetime.datetime.fromtimestamp(epoch) for name, epoch in coming.items()}
     return [f"{name} until {when:%H:%M:%S}, as its server asks" for name, when in until.items()]
 
 

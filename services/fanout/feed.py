@@ -42,14 +42,14 @@ class Feed:
         unit = self._units.next(worker, lane, wanted)
         return unit, unit is None and self._units.is_over
 
-    async def give_back(self, worker: str, number: int, call: Call) -> None:
-        """A call of a unit that has not left, for a lane that has nothing to do."""
+    async def give_back(self, worker: str, number: int, call: Call, refused: bool) -> None:
+        """A call of a unit that has not left, or that was refused, for somebody who has nothing to do."""
         assert self._units is not None
-        self._units.give_back(worker, number, call)
+        self._units.give_back(worker, number, call, refused)
 
     async def report(self, worker: str, delta: Progress, done: Sequence[int]) -> tuple[bool, dict[int, int]]:
-        """Add a worker's counters and close its units; whether it shall stop, and how many calls other lanes could
-        start but for want of any."""
+        """Add a worker's counters and close its units; whether it shall stop, and how many calls the other workers of
+        each lane could start but for want of any."""
         assert self._units is not None
         self._progress.add(delta)
         for number in done:

@@ -18,13 +18,14 @@ from services.fanout.allowance import Allowance
 from services.fanout.breaker import NEVER_ITS_OWN, Breaker
 from services.fanout.retry import attempts
 from services.fanout.size import Demand, grown, seen, wild, worst_case
-from services.fanout.units import Progress
+from services.fanout.units import Errand, Progress
 from services.journal.frame import Frame, Kind
 from services.journal.writer import JournalWriter
 from services.ledger.books import Account, Advance, Excess
 from services.teachers.adapter import Adapter, dialect_of
 
-LONG_S = 5.0  # of a pause, before it is worth telling
+SHORT_S = 1.0  # of a pause, in which no more calls are taken on
+LONG_S = 5.0  # of one that is worth telling, and in which calls that were refused go elsewhere
 SOONEST_S = 0.05  # between two renewals
 DISK_EVERY_S = 1.0
 LEASELESS_S = 60.0
@@ -37,15 +38,20 @@ class Stopped(Exception):
 
 
 class Moved(Exception):
-    """This call waits for nothing here any more: it goes to another lane."""
+    """This call goes to another worker; whether the teacher has refused it here."""
+
+    def __init__(self, refused: bool) -> None:
+        super().__init__(refused)
+        self.refused = refused
 
 
 class Waiting(NamedTuple):
-    """A call that waits to leave. others: the lanes that could take it instead."""
+    """A call that waits to leave. others: the lanes that could take it instead; refused: it has left before."""
 
     demand: Demand
     ready: asyncio.Future[Demand]
     others: tuple[int, ...]
+    refused: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,7 @@ class Sender:
     def room(self) -> int:
         """How many more calls to take on: a second's worth waits at the most, for another lane may be freer. Calls
         that wait for a retry count: a teacher that refuses everything must not be fed the whole source."""
-        if self.end or self._long_pause:
+        if self.end or self._pause_s > SHORT_S:
             return 0
         waiting, resting = len(self._waiting), len(self._resting)
         if self._leases is None:
@@ -109,16 +115,16 @@ class Sender:
         return min(self._buffer, max(SPARE, self._buffer) - resting) - waiting
 
     @property
-    def _long_pause(self) -> float:
-        """Seconds of a pause that the server asked for, where they are many, else 0."""
-        left = self._allowance.pause_until - asyncio.get_running_loop().time()
-        return left if left > LONG_S else 0.0
+    def _pause_s(self) -> float:
+        """What is left of a pause."""
+        return self._allowance.pause_until - asyncio.get_running_loop().time()
 
     @property
     def _buffer(self) -> int:
-        """Calls to hold: a second's worth. Of a slow lane two seconds' worth as it has been lately, with one more."""
-        pace = int(self._allowance.pace)
-        return pace if pace > SPARE else min(SPARE, 1 + int(2 * self._allowance.lately))
+        """Calls to hold: a second's worth, and no more than what leaves in two as it has been lately: answers that come
+        together let many leave at once, and none for long. `SPARE` are too many for a slow lane alone."""
+        pace, most = int(self._allowance.pace), 1 + int(2 * self._allowance.lately)
+        return max(SPARE, min(pace, most)) if pace > SPARE else min(SPARE, most)
 
     @property
     def is_hungry(self) -> bool:
@@ -128,7 +134,7 @@ class Sender:
     def take_delta(self) -> Progress:
         """Counters since the last call, and until when the server asked for none."""
         delta, self.delta = self.delta, Progress()
-        if left := self._long_pause:
+        if (left := self._pause_s) > LONG_S:
             delta.pauses[self._name] = time.time() + left
         return delta
 
@@ -145,40 +151,41 @@ class Sender:
 
     def hand_over(self, idle: dict[int, int], soon_s: float) -> None:
         """Let go of calls for lanes that have nothing to do, so many for each: of those that will not leave within
-        `soon_s` the last; in a long pause those that were refused and rest, too. Elsewhere those stay, or they would
-        come back before the time that the server asked them to wait."""
-        soon = int(self._allowance.pace * soon_s)
-        movable: list[tuple[asyncio.Future[Any], tuple[int, ...]]] = []
-        if self._long_pause:
-            movable += self._resting.items()
-        movable += [(entry.ready, entry.others) for entry in reversed(list(self._waiting)[soon:])]
-        for ready, others in movable:
-            lane = next((lane for lane in others if idle.get(lane)), None)
+        `soon_s` the last, to another worker of this lane where a place is what they wait for; in a long pause those
+        that were refused and rest, too. Elsewhere those stay: the server asked them to wait, not the lane."""
+        soon, own = int(self._allowance.pace * soon_s), (self._lane,) if self._allowance.is_full else ()
+        movable: list[tuple[asyncio.Future[Any], tuple[int, ...], bool]] = []
+        if self._pause_s > LONG_S:
+            movable += [(ready, others, True) for ready, others in self._resting.items()]
+        for entry in reversed(list(self._waiting)[soon:]):
+            movable.append((entry.ready, entry.others if entry.refused else (*entry.others, *own), entry.refused))
+        for ready, lanes, refused in movable:
+            lane = next((lane for lane in lanes if idle.get(lane)), None)
             if lane is not None and not ready.done():
                 idle[lane] -= 1
-                ready.set_exception(Moved())
+                ready.set_exception(Moved(refused))
         self._waiting = deque(entry for entry in self._waiting if not entry.ready.done())
 
-    async def run(self, call: Call, known: bool = False, others: tuple[int, ...] = ()) -> bool:
+    async def run(self, errand: Errand) -> bool:
         """See one call through to an answer or a final failure in the journal; `Stopped` where the worker stops,
-        `Moved` where one of the `others`, lanes that could take it, shall have it. False where the lane may be to blame
-        for a failure. known: the call failed in an earlier start."""
-        key, demand = call_key(self._name, call.content()), await self._admit(call, others)
+        `Moved` where another one shall have it. False where the lane may be to blame for a failure."""
+        call = errand.call
+        key, demand = call_key(self._name, call.content()), await self._admit(call, errand.others)
         number = self._breaker.sent()
-        first: Reply | None = await self._attempt(call, key, demand)
+        first: Reply | None = await self._attempt(call, key, demand, errand.tried)
         assert first is not None
         reply = first
         if first.verdict.kind.retried:
-            movable = others
+            movable = errand.others
 
             async def again() -> Reply:
                 nonlocal first, movable
                 if first is None:
-                    found = await self._attempt(call, key, await self._admit(call, movable), again=True)
+                    found = await self._attempt(call, key, await self._admit(call, movable, True), again=True)
                 else:
                     found, first = first, None
                 # What failed for another reason would have all its attempts anew elsewhere, and there again.
-                movable = others if found.verdict.kind in NEVER_ITS_OWN else ()
+                movable = errand.others if found.verdict.kind in NEVER_ITS_OWN else ()
                 return found
 
             reply = await attempts(lambda seconds: self._rest(seconds, movable))(again)
@@ -187,7 +194,7 @@ class Sender:
                 settled, meta = self._failed.pop(failed)
                 self._journal.append(Frame(Kind.FAILED, settled, os.urandom(16), {**meta, "settled": True}))
             return True
-        return self._give_up(key, number, reply, known)
+        return self._give_up(key, number, reply, errand.known)
 
     async def _rest(self, seconds: float, others: tuple[int, ...]) -> None:
         """Between two attempts; cut short where the worker stops, or the call goes elsewhere."""
@@ -250,7 +257,7 @@ class Sender:
             self._start_waiting(now)
         return reply
 
-    async def _admit(self, call: Call, others: tuple[int, ...]) -> Demand:
+    async def _admit(self, call: Call, others: tuple[int, ...], refused: bool = False) -> Demand:
         if self.end:
             raise Stopped
         loop, demand = asyncio.get_running_loop(), worst_case(call, self._rates, self._excess)
@@ -258,7 +265,7 @@ class Sender:
         if not self._waiting and self._allowance.may_start(demand, loop.time()):
             return self._allowance.start(demand, loop.time())
         ready: asyncio.Future[Demand] = loop.create_future()
-        self._waiting.append(Waiting(demand, ready, others))
+        self._waiting.append(Waiting(demand, ready, others, refused))
         if not self._allowance.is_full:
             self._need.set()  # a lease is short; where only the window is, the next call to end makes room
         return await ready
@@ -271,7 +278,7 @@ class Sender:
 
     def _let_go(self, now: float) -> None:
         while self._waiting:
-            demand, ready, _ = self._waiting[0]
+            demand, ready, *_ = self._waiting[0]
             if not ready.done():
                 if not self._allowance.may_start(demand, now):
                     if self._allowance.in_flight < self._allowance.window:

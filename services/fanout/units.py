@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from schemas.call import Call, call_key
 
@@ -17,15 +17,26 @@ class Plan(Protocol):
     def calls(self) -> Iterator[Call]: ...
 
 
+class Errand(NamedTuple):
+    """A call for a lane: known, that it failed to answer the call in an earlier start; tried, that another lane has
+    sent it; others, lanes that could take it as well and have not tried."""
+
+    call: Call
+    known: bool = False
+    tried: bool = False
+    others: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Calls that one worker runs with asyncio inside; `known` are those that its lane failed to answer before, `others`
-    the lanes that could take each as well."""
+    """What one worker runs with asyncio inside."""
 
     number: int
-    calls: tuple[Call, ...]
-    known: tuple[bool, ...]
-    others: tuple[tuple[int, ...], ...]
+    errands: tuple[Errand, ...]
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        return tuple(errand.call for errand in self.errands)
 
 
 @dataclass(slots=True)
@@ -77,6 +88,7 @@ class Units:
     _returned: deque[Call] = field(default_factory=deque)
     _held: dict[str, dict[int, Unit]] = field(default_factory=dict)
     _lane: dict[str, int] = field(default_factory=dict)
+    _tried: dict[bytes, set[int]] = field(default_factory=dict)  # lanes that refused a call, or failed it
     _idle: dict[str, int] = field(default_factory=dict)  # calls that workers could start, but for want of any
     _doubtful: dict[str, list[Call]] = field(default_factory=dict)
     _cut: int = 0
@@ -103,8 +115,7 @@ class Units:
                 self._idle[worker] = size
             return None
         self._cut += 1
-        known = (self._failed(lane, call) for call in batch)
-        unit = Unit(self._cut, tuple(batch), tuple(known), tuple(self._others(lane, call) for call in batch))
+        unit = Unit(self._cut, tuple(self._errand(lane, call) for call in batch))
         self._held.setdefault(worker, {})[unit.number] = unit
         return unit
 
@@ -128,15 +139,15 @@ class Units:
     def _failed(self, lane: int, call: Call) -> bool:
         return self.has_failed(call_key(self.models[lane], call.content()))
 
-    def _others(self, lane: int, call: Call) -> tuple[int, ...]:
-        """The lanes besides `lane` that could take a call, and have not failed to answer it."""
-        others = (number for number in range(len(self.models)) if number != lane)
-        return tuple(n for n in others if self.fits(n, call) and not self._failed(n, call))
+    def _errand(self, lane: int, call: Call) -> Errand:
+        tried = self._tried.get(_mark(call), set()) if self._tried else set()
+        others = (n for n in range(len(self.models)) if n != lane and n not in tried)
+        could = tuple(n for n in others if self.fits(n, call) and not self._failed(n, call))
+        return Errand(call, self._failed(lane, call), bool(tried), could)
 
     def _is_new(self, call: Call) -> bool:
         content = call.content()
-        # 12 bytes keep the chance of a false match among 10 million calls below 1e-15.
-        mark, keys = content[:12], [call_key(model, content) for model in self.models]
+        mark, keys = _mark(call), [call_key(model, content) for model in self.models]
         if mark in self._seen or any(map(self.paid, keys)):
             self.reused += 1
             return False
@@ -147,26 +158,28 @@ class Units:
         return any(self.fits(lane, call) for lane in range(len(self.models)))
 
     def idle(self, worker: str) -> dict[int, int]:
-        """How many calls each other lane than this worker's could start, now that no more come from the plan."""
+        """How many calls the other workers of each lane could start, now that no more come from the plan."""
         found: dict[int, int] = {}
         for other, wanted in self._idle.items() if self.exhausted else ():
-            if (lane := self._lane[other]) != self._lane.get(worker):
-                found[lane] = found.get(lane, 0) + wanted
+            if other != worker:
+                found[self._lane[other]] = found.get(self._lane[other], 0) + wanted
         return found
 
-    def give_back(self, worker: str, number: int, call: Call) -> None:
-        """A call that has not left, for a lane that has nothing to do."""
+    def give_back(self, worker: str, number: int, call: Call, refused: bool = False) -> None:
+        """A call that has not left, or that the teacher refused, for somebody who has nothing to do."""
         if (unit := self._held.get(worker, {}).get(number)) is None:
             return  # its worker was taken for dead, and the call taken back
-        left = tuple(other for other in unit.calls if other != call)
-        if len(left) < len(unit.calls):
-            self._held[worker][number] = replace(unit, calls=left)
+        left = tuple(errand for errand in unit.errands if errand.call != call)
+        if len(left) < len(unit.errands):
+            self._held[worker][number] = replace(unit, errands=left)
             self._returned.append(call)
+            if refused:
+                self._tried.setdefault(_mark(call), set()).add(self._lane[worker])
 
     @property
     def is_over(self) -> bool:
-        """Whether no more calls will come: the plan is through, and no lane holds one that it may yet give back."""
-        return self.exhausted and not (len(self.models) > 1 and any(self._held.values()))
+        """Whether no more calls will come: the plan is through, and nobody holds one that may yet be given back."""
+        return self.exhausted and not any(self._held.values())
 
     def done(self, worker: str, number: int) -> None:
         self._held.get(worker, {}).pop(number, None)
@@ -174,12 +187,15 @@ class Units:
     def doubt(self, worker: str, call: Call) -> None:
         """A call that was seen through failed, perhaps through no fault of its own: kept in case its worker closes."""
         self._doubtful.setdefault(worker, []).append(call)
+        self._tried.setdefault(_mark(call), set()).add(self._lane[worker])
 
     def bury(self, worker: str, answered: Callable[[bytes], bool]) -> int:
         """Take back what a dead worker held, less what its journal segment holds, and what it may have failed for
         reasons of its own; the number of calls returned."""
         self._idle.pop(worker, None)
-        lost = self._doubtful.pop(worker, []) + [
+        doubtful = self._doubtful.pop(worker, [])
+        self.failed -= len(doubtful)  # their lane counted them, and another one asks again
+        lost = doubtful + [
             call
             for unit in self._held.pop(worker, {}).values()
             for call in unit.calls
@@ -191,4 +207,9 @@ class Units:
     @property
     def finished(self) -> bool:
         """Whether every call was handed out and none is held or waits."""
-        return self.exhausted and not self._returned and not any(self._held.values())
+        return self.is_over and not self._returned
+
+
+def _mark(call: Call) -> bytes:
+    # 12 bytes keep the chance of a false match among 10 million calls below 1e-15.
+    return call.content()[:12]

@@ -17,7 +17,7 @@ from services.admission.governor import governor_of
 from services.admission.lease import LEASE_S, Grant, Report
 from services.fanout.allowance import Allowance
 from services.fanout.sender import End, Moved, Sender, Stopped
-from services.fanout.units import Unit
+from services.fanout.units import Errand, Unit
 from services.journal.place import Journal
 from services.ledger.books import Account, Advance
 from services.teachers.adapter import open_adapter
@@ -169,21 +169,19 @@ class Worker:
                 if finished:
                     return
                 await asyncio.sleep(IDLE_S)  # other lanes have to take what does not fit this one
-            for call, known, others in zip(unit.calls, unit.known, unit.others, strict=True) if unit else ():
-                task = asyncio.create_task(self._see_through(sender, call, known, others, unit, feed))
+            for errand in unit.errands if unit else ():
+                task = asyncio.create_task(self._see_through(sender, errand, unit, feed))
                 tasks.add(task)
                 task.add_done_callback(ended)
             if unit:
-                self._open[unit.number] = len(unit.calls)
+                self._open[unit.number] = len(unit.errands)
 
-    async def _see_through(
-        self, sender: Sender, call: Any, known: bool, others: tuple[int, ...], unit: Unit, feed: Any
-    ) -> None:
+    async def _see_through(self, sender: Sender, errand: Errand, unit: Unit, feed: Any) -> None:
         try:
-            if not await sender.run(call, known, others):
-                await feed.doubt.remote(self._post.name, call)
-        except Moved:
-            await feed.give_back.remote(self._post.name, unit.number, call)
+            if not await sender.run(errand):
+                await feed.doubt.remote(self._post.name, errand.call)
+        except Moved as moved:
+            await feed.give_back.remote(self._post.name, unit.number, errand.call, moved.refused)
         except Stopped:
             return
         except Exception as error:

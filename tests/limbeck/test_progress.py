@@ -45,7 +45,7 @@ def test_a_lane_that_its_server_asked_to_wait_is_named_and_no_time_is_promised(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paused = manifest("answers", sent=32, answered=31, done=31, of=60)
-    paused.pauses = {"openai/m": time.mktime((2026, 1, 2, 3, 4, 5, 0, 0, -1))}
+    paused.pauses = {"openai/m": time.mktime((2100, 1, 2, 3, 4, 5, 0, 0, -1))}
     line = line_of(tmp_path, paused, capsys)
     assert "left -" in line and line.endswith("paused openai/m until 03:04:05, as its server asks")
     shown = Console(file=io.StringIO(), width=200)

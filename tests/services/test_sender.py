@@ -17,6 +17,7 @@ from services.fanout.allowance import Allowance
 from services.fanout.breaker import NEVER_RIGHT
 from services.fanout.sender import End, Moved, Sender, Stopped
 from services.fanout.size import worst_case
+from services.fanout.units import Errand
 from services.journal import writer
 from services.journal.index import JournalIndex
 from services.journal.writer import JournalWriter
@@ -56,7 +57,7 @@ def calls(count: int) -> list[Call]:
 
 async def see_through(work: Sender, count: int) -> int:
     """Run calls side by side; how many were seen through."""
-    done = await asyncio.gather(*(work.run(call) for call in calls(count)), return_exceptions=True)
+    done = await asyncio.gather(*(work.run(Errand(call)) for call in calls(count)), return_exceptions=True)
     assert all(isinstance(d, bool | Stopped) for d in done)
     return sum(isinstance(d, bool) for d in done)
 
@@ -289,7 +290,7 @@ def test_a_call_that_is_dearer_than_what_is_left_does_not_hold_up_the_cheaper_on
 
     async def go() -> int:
         renewing = asyncio.create_task(work.renew_leases())
-        done = await asyncio.gather(*(work.run(c) for c in (big, *calls(8))), return_exceptions=True)
+        done = await asyncio.gather(*(work.run(Errand(c)) for c in (big, *calls(8))), return_exceptions=True)
         work.done()
         await renewing
         return sum(isinstance(d, bool) for d in done)
@@ -300,7 +301,8 @@ def test_a_call_that_is_dearer_than_what_is_left_does_not_hold_up_the_cheaper_on
 
 async def handed_over(work: Sender, count: int, idle: dict[int, int], when: Callable[[], bool]) -> list[str]:
     """Run calls of which another lane could take the even ones; the rows that moved there."""
-    tasks = [asyncio.create_task(work.run(c, others=(1,) if int(c.row) % 2 == 0 else ())) for c in calls(count)]
+    errands = [Errand(call, others=(1,) if int(call.row) % 2 == 0 else ()) for call in calls(count)]
+    tasks = [asyncio.create_task(work.run(errand)) for errand in errands]
     while not when():
         await asyncio.sleep(0)
     work.hand_over(idle, soon_s=0.5)
@@ -316,6 +318,13 @@ def test_calls_that_wait_go_to_a_lane_that_has_nothing_to_do_the_last_first(tmp_
     work = sender(tmp_path, Played(lambda number: ANSWER), window=1)
     moved = asyncio.run(handed_over(work, 9, {1: 3}, lambda: work.delta.sent == 1))
     assert moved == ["4", "6", "8"]  # of 2, 4, 6 and 8: 0 has left
+
+
+def test_where_a_place_is_what_calls_wait_for_another_worker_of_the_lane_takes_them(tmp_path: Path) -> None:
+    full = sender(tmp_path, Played(lambda number: ANSWER), window=1)
+    assert asyncio.run(handed_over(full, 5, {0: 2}, lambda: full.delta.sent == 1)) == ["3", "4"]
+    closed = sender(tmp_path, Played(lambda number: ANSWER), window=0, name="000001-1-0001")
+    assert asyncio.run(handed_over(closed, 5, {0: 2}, lambda: True)) == []  # no place is free for anybody
 
 
 @pytest.mark.parametrize(
