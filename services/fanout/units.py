@@ -140,14 +140,14 @@ class Units:
         return self.has_failed(call_key(self.models[lane], call.content()))
 
     def _errand(self, lane: int, call: Call) -> Errand:
-        tried = self._tried.get(_mark(call), set()) if self._tried else set()
+        tried = self._tried.get(_mark(call.content()), set()) if self._tried else set()
         others = (n for n in range(len(self.models)) if n != lane and n not in tried)
         could = tuple(n for n in others if self.fits(n, call) and not self._failed(n, call))
         return Errand(call, self._failed(lane, call), bool(tried), could)
 
     def _is_new(self, call: Call) -> bool:
         content = call.content()
-        mark, keys = _mark(call), [call_key(model, content) for model in self.models]
+        mark, keys = _mark(content), [call_key(model, content) for model in self.models]
         if mark in self._seen or any(map(self.paid, keys)):
             self.reused += 1
             return False
@@ -174,7 +174,7 @@ class Units:
             self._held[worker][number] = replace(unit, errands=left)
             self._returned.append(call)
             if refused:
-                self._tried.setdefault(_mark(call), set()).add(self._lane[worker])
+                self._tried.setdefault(_mark(call.content()), set()).add(self._lane[worker])
 
     @property
     def is_over(self) -> bool:
@@ -187,7 +187,7 @@ class Units:
     def doubt(self, worker: str, call: Call) -> None:
         """A call that was seen through failed, perhaps through no fault of its own: kept in case its worker closes."""
         self._doubtful.setdefault(worker, []).append(call)
-        self._tried.setdefault(_mark(call), set()).add(self._lane[worker])
+        self._tried.setdefault(_mark(call.content()), set()).add(self._lane[worker])
 
     def bury(self, worker: str, answered: Callable[[bytes], bool]) -> int:
         """Take back what a dead worker held, less what its journal segment holds, and what it may have failed for
@@ -210,6 +210,6 @@ class Units:
         return self.is_over and not self._returned
 
 
-def _mark(call: Call) -> bytes:
+def _mark(content: bytes) -> bytes:
     # 12 bytes keep the chance of a false match among 10 million calls below 1e-15.
-    return call.content()[:12]
+    return content[:12]

@@ -19,6 +19,7 @@ from schemas.lane import Teacher
 from schemas.money import Amount, Usage, nano_usd
 from services.fanout.allowance import Allowance
 from services.fanout.sender import Sender, Stopped
+from services.fanout.units import Errand
 from services.journal.frame import Frame, Kind, encode
 from services.journal.index import JournalIndex
 from services.journal.writer import JournalWriter
@@ -122,7 +123,7 @@ async def work(journal: Path, bill: Path, acknowledged: Path, name: str, fuse: F
 
     async def one(call: Call) -> None:
         try:
-            await sender.run(call)
+            await sender.run(Errand(call))
         except Stopped:
             return
         os.write(noted, f"{call.row}\n".encode())

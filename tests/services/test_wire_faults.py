@@ -19,6 +19,7 @@ from schemas.money import Amount, Price, micro_of
 from services.fake_teacher.server import Behaviour, serve
 from services.fanout.allowance import Allowance
 from services.fanout.sender import Sender
+from services.fanout.units import Errand
 from services.journal.index import JournalIndex
 from services.journal.writer import JournalWriter
 from services.ledger.books import Account, Advance, Books, Caps
@@ -72,7 +73,7 @@ async def see_through(folder: Path, teacher: Teacher) -> None:
     adapter, journal = open_adapter(teacher), JournalWriter(folder, "000001-1-0000")
     sender = Sender(teacher, adapter, journal, allowance, OwnBooks())
     renewing = asyncio.create_task(sender.renew_leases())
-    await asyncio.gather(*(sender.run(call) for call in calls()))
+    await asyncio.gather(*(sender.run(Errand(call)) for call in calls()))
     sender.done()
     await renewing
     assert sender.end is None
