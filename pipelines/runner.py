@@ -430,8 +430,9 @@ class Run:
 
     def _exact_counts(self, totals: Totals) -> None:
         """Money and tokens from the journal, which no crash can falsify."""
-        self.manifest.calls.answered = totals.answered
-        self.manifest.calls.sent = max(self.manifest.calls.sent, totals.calls)
+        calls = self.manifest.calls
+        calls.done = min(calls.of, calls.done + max(0, totals.answered - calls.answered))  # what nobody had told yet
+        calls.answered, calls.sent = totals.answered, max(calls.sent, totals.calls)
         self.manifest.spend = Spend(
             usd=totals.nano_usd / NANO, in_doubt_usd=totals.in_doubt_nano / NANO,
             input_tokens=totals.input_tokens, output_tokens=totals.output_tokens,

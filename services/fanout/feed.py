@@ -61,6 +61,11 @@ class Feed:
         assert self._units is not None
         self._units.doubt(worker, call)
 
+    async def tried(self, worker: str, call: Call) -> None:
+        """A call has left without an answer, and its worker stops."""
+        assert self._units is not None
+        self._units.tried(worker, call)
+
     async def progress(self) -> Progress:
         """The sum of all reports for the current plan."""
         total = Progress()

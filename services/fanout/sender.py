@@ -34,7 +34,11 @@ LOST = Verdict(VerdictKind.IN_DOUBT, "the worker met an error")
 
 
 class Stopped(Exception):
-    """This call was not sent: the worker stops."""
+    """This call goes no further: the worker stops. sent: it has left before, and was not answered."""
+
+    def __init__(self, sent: bool = False) -> None:
+        super().__init__(sent)
+        self.sent = sent
 
 
 class Moved(Exception):
@@ -142,9 +146,10 @@ class Sender:
         """Send nothing more; calls in flight are finished and kept."""
         if self.end is None:
             self.end = end
-            for ready in [entry.ready for entry in self._waiting] + list(self._resting):
+            halted: list[tuple[asyncio.Future[Any], bool]] = [(entry.ready, entry.refused) for entry in self._waiting]
+            for ready, sent in halted + [(ready, True) for ready in self._resting]:
                 if not ready.done():
-                    ready.set_exception(Stopped())
+                    ready.set_exception(Stopped(sent))
             self._waiting.clear()
             for event in (self._need, self.freed):
                 event.set()
@@ -199,7 +204,7 @@ class Sender:
     async def _rest(self, seconds: float, others: tuple[int, ...]) -> None:
         """Between two attempts; cut short where the worker stops, or the call goes elsewhere."""
         if self.end:
-            raise Stopped
+            raise Stopped(sent=True)
         rest: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._resting[rest] = others
         try:
@@ -213,7 +218,7 @@ class Sender:
         fault = self._breaker.failed(number, verdict.kind, known)
         if fault.opens:
             self._close(verdict)
-            raise Stopped
+            raise Stopped(sent=True)
         meta = {
             "final": True, "kind": verdict.kind.value, "detail": verdict.detail, "status": reply.status,
             "settled": fault.settled,
@@ -259,7 +264,7 @@ class Sender:
 
     async def _admit(self, call: Call, others: tuple[int, ...], refused: bool = False) -> Demand:
         if self.end:
-            raise Stopped
+            raise Stopped(refused)
         loop, demand = asyncio.get_running_loop(), worst_case(call, self._rates, self._excess)
         self._typical = demand
         if not self._waiting and self._allowance.may_start(demand, loop.time()):

@@ -174,7 +174,11 @@ class Units:
             self._held[worker][number] = replace(unit, errands=left)
             self._returned.append(call)
             if refused:
-                self._tried.setdefault(_mark(call.content()), set()).add(self._lane[worker])
+                self.tried(worker, call)
+
+    def tried(self, worker: str, call: Call) -> None:
+        """A worker's lane has sent a call and did not answer it: elsewhere it is a repeat."""
+        self._tried.setdefault(_mark(call.content()), set()).add(self._lane[worker])
 
     @property
     def is_over(self) -> bool:
@@ -187,7 +191,7 @@ class Units:
     def doubt(self, worker: str, call: Call) -> None:
         """A call that was seen through failed, perhaps through no fault of its own: kept in case its worker closes."""
         self._doubtful.setdefault(worker, []).append(call)
-        self._tried.setdefault(_mark(call.content()), set()).add(self._lane[worker])
+        self.tried(worker, call)
 
     def bury(self, worker: str, answered: Callable[[bytes], bool]) -> int:
         """Take back what a dead worker held, less what its journal segment holds, and what it may have failed for

@@ -182,7 +182,9 @@ class Worker:
                 await feed.doubt.remote(self._post.name, errand.call)
         except Moved as moved:
             await feed.give_back.remote(self._post.name, unit.number, errand.call, moved.refused)
-        except Stopped:
+        except Stopped as stopped:
+            if stopped.sent:
+                await feed.tried.remote(self._post.name, errand.call)
             return
         except Exception as error:
             log.exception("a call met an unforeseen error")

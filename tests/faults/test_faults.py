@@ -105,6 +105,8 @@ def test_what_a_broken_teacher_fails_another_one_answers(tmp_path: Path) -> None
         limited = [lane.model_copy(update={"limits": Limits(concurrency=8)}) for lane in lanes]
         manifest = limbeck.run(job.model_copy(update={"teachers": limited}), tmp_path / "run")
     assert (manifest.rows.accepted, manifest.rows.rejected) == (120, {})
+    calls = manifest.calls
+    assert (calls.retried, calls.failed, calls.done) == (calls.sent - 120, 0, 120)
 
 
 def test_rows_that_fail_side_by_side_and_last_keep_no_run_from_its_end(tmp_path: Path) -> None:

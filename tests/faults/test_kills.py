@@ -222,6 +222,7 @@ def test_a_manifest_that_cannot_be_written_ends_the_run_after_the_calls_in_fligh
             run_it(spec, tmp_path / "run", watch=watch)
         told = Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_text())
         assert told.state == "failed" and told.spend.usd == teacher.bill()["usd"]
+        assert told.calls.done == told.calls.answered == teacher.bill()["calls"]
         said = run_it(spec, tmp_path / "run")
         assert teacher.bill()["repeated"] == 0
     assert said.rows.accepted == 120

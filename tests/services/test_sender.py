@@ -75,6 +75,22 @@ def renewed(work: Sender, count: int) -> int:
     return asyncio.run(go())
 
 
+def test_a_call_that_a_stop_keeps_from_its_retry_has_been_sent(tmp_path: Path) -> None:
+    work = sender(tmp_path, Played(lambda number: refused(VerdictKind.TRANSIENT)), window=1)
+
+    async def go() -> list[bool]:
+        tasks = [asyncio.create_task(work.run(Errand(call))) for call in calls(2)]
+        while work.delta.sent < 2:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(work.run(Errand(calls(3)[2]))))
+        work.stop(End("stopped"))
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        return [isinstance(end, Stopped) and end.sent for end in ends]
+
+    assert asyncio.run(go()) == [True, True, False]
+
+
 @pytest.mark.parametrize("kind", [VerdictKind.AUTH, VerdictKind.OUT_OF_MONEY, VerdictKind.MISDIRECTED])
 def test_the_first_answer_that_no_other_call_can_better_stops_the_lane(tmp_path: Path, kind: VerdictKind) -> None:
     adapter = Played(lambda number: refused(kind))
