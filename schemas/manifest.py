@@ -69,7 +69,5 @@ class Manifest(_Part):
     versions: dict[str, str] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)  # what this start reuses
-    pauses: dict[str, float] = Field(
-        default_factory=dict
-    )  # by teacher: its server asked for no calls until then, epoch
+    pauses: dict[str, float] = Field(default_factory=dict)  # by teacher: until when its server asked to wait, epoch
     error: str = ""
