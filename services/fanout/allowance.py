@@ -17,8 +17,8 @@ from services.fanout.size import Demand
 from services.ledger.books import NOTHING, Account, Advance
 
 Seconds = float
-FIRST_GUESS = 8.0  # calls a second
-LATELY_S = 10.0
+LATELY_AT_FIRST = 8.0  # calls a second
+LATELY_S = 10.0  # over which their mean runs
 AHEAD = 1.5  # periods' worth to hold, so that calls go on leaving while the next lease is asked for
 REST_S = 0.1  # after a refusal that no known limit explains
 KNOWN = 20  # answers before their mean is used
@@ -71,7 +71,7 @@ class Allowance:
     _measured_at: Seconds = float("-inf")
     _started: int = 0
     pace: float = 0.0  # calls that leave in a second, now
-    lately: float = FIRST_GUESS  # the same as a running mean
+    lately: float = LATELY_AT_FIRST  # the same as a running mean
     _hint: Reply | None = None
     _hint_between: tuple[Seconds, Seconds] = (0.0, 0.0)  # its call was sent, and its answer was there
 
@@ -201,6 +201,7 @@ class Allowance:
         past = now - self._measured_at
         if past > PERIOD_S / 2:
             self.pace = max(self._started / past, 0.7 * self.pace)
+            # Long ago is between two stages, or never: that says little of the lane.
             self.lately += (self._started / past - self.lately) * (1 - math.exp(-min(past, 1.0) / LATELY_S))
             self._measured_at, self._started = now, 0
 

@@ -155,9 +155,9 @@ class Sender:
                 event.set()
 
     def hand_over(self, idle: dict[int, int], soon_s: float) -> None:
-        """Let go of calls for lanes that have nothing to do, so many for each: of those that will not leave within
-        `soon_s` the last, to another worker of this lane where a place is what they wait for; in a long pause those
-        that were refused and rest, too. Elsewhere those stay: the server asked them to wait, not the lane."""
+        """Let go of calls that others have nothing better to do than; `idle`: how many, by lane. Of those that will not
+        leave within `soon_s` the last go, to workers of this lane where a place is what they wait for. Those that rest
+        after a refusal go in a long pause of the lane alone: else it is they that the server asked to wait."""
         soon, own = int(self._allowance.pace * soon_s), (self._lane,) if self._allowance.is_full else ()
         movable: list[tuple[asyncio.Future[Any], tuple[int, ...], bool]] = []
         if self._pause_s > LONG_S:
