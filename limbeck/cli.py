@@ -172,7 +172,7 @@ def plan(
     """Check a job and count calls, tokens, dollars and hours for each teacher, before anything is spent.
 
     Answers are as long as they please up to sampling.max_tokens, so figures come as a range. Rows that are too large
-    for every teacher's limits are named.
+    for every teacher's limits or context are named.
     """
 
     def work() -> None:
@@ -194,7 +194,7 @@ def plan(
         if found.too_large and spec.source.on_error == "fail":
             raise SpecError(
                 f"{len(found.too_large):,} rows are too large for every teacher: {', '.join(found.too_large[:5])}",
-                "lower sampling.max_tokens, add a lane with higher limits, or set source.on_error: reject",
+                "lower sampling.max_tokens, add a lane that holds more, or set source.on_error: reject",
             )
 
     guarded(work, debug)

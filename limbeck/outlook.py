@@ -35,17 +35,18 @@ def outlook(spec: JobSpec, found: Estimate) -> Table:
             Text(lane.teacher), f"{lane.calls:,}", ranged(lane.input_tokens), ranged(lane.output_tokens),
             ranged(lane.usd, ",.4f", "$"), hours,
         )  # fmt: skip
-    total = found.hours
+    total, untold = found.hours, [lane.teacher for lane in found.lanes if lane.hours is None and lane.calls]
+    time = duration(total) + (f", without {', '.join(untold)}" if untold else "") if total else ""
     table.add_section()
-    table.add_row("all", f"{found.calls:,}", "", "", ranged(found.usd, ",.4f", "$"), duration(total) if total else "")
+    table.add_row("all", f"{found.calls:,}", "", "", ranged(found.usd, ",.4f", "$"), time)
     lines = budget_lines(spec.budget, found)
     for names, what in (
         (
             found.too_large,
-            "rows or calls are too large for every teacher's limits and "
+            "rows or calls are too large for every teacher's limits or context and "
             + ("will be rejected" if spec.source.on_error == "reject" else "end the run before its first call"),
         ),
-        (found.too_dear, "calls may cost more than the whole budget and will not be sent"),
+        (found.too_dear, "calls may take more than the whole budget holds and will not be sent"),
     ):
         if names:
             lines.append(f"{len(names):,} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")

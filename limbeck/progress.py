@@ -36,6 +36,11 @@ def left_line(manifest: Manifest, seconds: float, answered_before: int) -> str:
     return f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min" if left < 6000 else f"{left / 3600:.1f} h"
 
 
+def absent_lines(manifest: Manifest) -> list[str]:
+    """Lanes that do not work, and why."""
+    return [f"{name} {why}" for name, why in manifest.absent.items()]
+
+
 def pause_lines(manifest: Manifest) -> list[str]:
     """Lanes that wait because their server asked for it, and until when (local time)."""
     coming = {name: epoch for name, epoch in manifest.pauses.items() if epoch > time.time()}
@@ -104,7 +109,8 @@ class Progress:
         self._work = work
         self._live: Live | None = None
         self._noted = 0
-        self._stage, self._stage_at, self._line_at, self._before = "", time.monotonic(), 0.0, 0
+        self._stage, self._stage_at, self._line_at = "", time.monotonic(), 0.0
+        self._before = self._sent = 0  # answered and sent when the stage began
 
     def __enter__(self) -> "Progress":
         if self._console.is_terminal:
@@ -123,7 +129,8 @@ class Progress:
         self._noted = len(manifest.notes)
         entered = manifest.stage != self._stage
         if entered:
-            self._stage, self._stage_at, self._before = manifest.stage, now, manifest.calls.answered
+            self._stage, self._stage_at = manifest.stage, now
+            self._before, self._sent = manifest.calls.answered, manifest.calls.sent
         if self._live is not None:
             self._live.update(self._panel(manifest, now))
         elif entered or now - self._line_at > PLAIN_EVERY_S:
@@ -142,8 +149,9 @@ class Progress:
         calls, spend = manifest.calls, manifest.spend
         if manifest.stage not in ASKING:
             return [("calls", f"{calls.answered:,} answered"), ("spent", f"${spend.usd:.4f}")]
-        if not calls.sent and not calls.reused:
-            return [("calls", f"0 of {calls.of:,}"), ("teachers", "starting")]  # a local one reads its weights first
+        if calls.sent == self._sent and not calls.done:
+            said = "; ".join(absent_lines(manifest)) or "starting"  # a local one reads its weights first
+            return [("calls", f"0 of {calls.of:,}"), ("teachers", said)]
         seconds = now - self._stage_at
         facts = [
             ("calls", f"{calls.done:,} of {calls.of:,}"),
@@ -155,7 +163,8 @@ class Progress:
             ("spent", f"${spend.usd:.4f}"),
         ]
         facts += [("failed", f"{calls.failed:,}")] if calls.failed else []
-        return facts + [("paused", line) for line in pause_lines(manifest)]
+        facts += [("paused", line) for line in pause_lines(manifest)]
+        return facts + [("absent", line) for line in absent_lines(manifest)]
 
     def _panel(self, manifest: Manifest, now: float) -> Table:
         table = Table.grid(padding=(0, 2))
@@ -178,6 +187,8 @@ def summary(manifest: Manifest, metrics: dict[str, Any] | None, out: Path, state
         table.add_row("stage", f"{manifest.stage}: {at}" if at else manifest.stage)
         for line in pause_lines(manifest):
             table.add_row("paused", line)
+        for line in absent_lines(manifest):
+            table.add_row("absent", line)
     table.add_row("rows in", f"{rows.source:,}" + (f" + {rows.written:,} written" if rows.written else ""))
     table.add_row("accepted", f"{rows.accepted:,}")
     for reason, count in rows.rejected.items():

@@ -7,13 +7,16 @@ from schemas.call import VerdictKind
 FINAL = {kind for kind in VerdictKind if kind.retried} | {VerdictKind.BAD_REQUEST}
 UNUSABLE = ("unparsable", "schema_mismatch", "empty_answer", "malformed_answer", "truncated", "refused")
 NEAR, UNUSED, FAILED = "dropped as near duplicates", "answers cannot be used", "rows have no answer from a teacher"
-OURS = (NEAR, UNUSED, FAILED)
+ABSENT = "its calls went to the others"
+OURS = (NEAR, UNUSED, FAILED, ABSENT)
 
 
-def advice(accepted: int, rejected: Mapping[str, int], still_open: int = 0) -> list[str]:
+def advice(
+    accepted: int, rejected: Mapping[str, int], still_open: int = 0, absent: Mapping[str, str] | None = None
+) -> list[str]:
     """Lines for a run that accepted so many rows and rejected others, by reason; of those whose calls failed so many
-    are `still_open`."""
-    lines = []
+    are `still_open`. `absent`: teachers that did not work, and why."""
+    lines = [f"{name}: {why}; {ABSENT}" for name, why in (absent or {}).items()]
     if (dropped := rejected.get("near_duplicate", 0)) > accepted:
         # Questions of one template are near duplicates by their words: more rows lost than kept is no accident.
         lines.append(

@@ -37,7 +37,7 @@ from schemas.money import NANO, nano_usd
 from schemas.record import Rejection
 from schemas.weights import gguf_weights
 from services.fanout.fleet import Fleet, ship_everywhere, tag_for
-from services.fanout.size import fits, worst_case
+from services.fanout.size import ceilings, fits, worst_case
 from services.fanout.units import Plan, Progress
 from services.journal.index import JournalIndex, Totals
 from services.journal.place import Journal
@@ -148,8 +148,8 @@ class Run:
         ]
 
     def _check_sizes(self) -> None:
-        """`SpecError` for rows that no lane's limits can ever let through, unless rows may be rejected."""
-        limits = [limit for t in self.spec.teachers for name, limit in t.limits.rates.items() if name != "requests"]
+        """`SpecError` for rows that no lane's limits or context can ever hold, unless rows may be rejected."""
+        limits = [limit for teacher in self.spec.teachers for limit in ceilings(teacher)]
         first = next((call for _, call in sendable(self.plan())), None)
         if self.spec.source.on_error == "reject" or not limits or first is None:
             return
@@ -165,8 +165,8 @@ class Run:
         if large:
             shown = ", ".join(large[:3]) + (f" and {len(large) - 3} more" if len(large) > 3 else "")
             raise SpecError(
-                f"rows too large for every lane's tokens a minute: {shown}",
-                "lower sampling.max_tokens, add a lane with higher limits, or set source.on_error: reject",
+                f"rows too large for every lane's limits or context: {shown}",
+                "lower sampling.max_tokens, add a lane that holds more, or set source.on_error: reject",
             )
 
     def plan(self) -> RowPlan:
@@ -224,7 +224,7 @@ class Run:
     def _too_large(self, row: Row, call: Call) -> Rejection | None:
         if any(fits(call, teacher) for teacher in self.spec.teachers):
             return None
-        return Rejection(row.id, "plan", "too_large", "more tokens than any lane's limits let through in a minute")
+        return Rejection(row.id, "plan", "too_large", "more tokens than any teacher's limits or context hold")
 
     @staticmethod
     def _unanswered(row: Row, call: Call) -> Rejection | None:
@@ -248,6 +248,7 @@ class Run:
         self._base = JournalIndex(self.journal.read()).totals
         self._sent_before = Progress(sent=max(before.sent, self._base.answered), retried=before.retried)
         self.manifest.state, self.manifest.error, self.manifest.stage = "running", "", "start"
+        self.manifest.absent = {}
         self.manifest.versions = installed_versions()
         self._count(Progress())
         self.directory.save(self.manifest)
@@ -300,14 +301,17 @@ class Run:
         self.manifest.calls.of += calls
         self._sending_from = time.monotonic()
         self._done.add(fleet.run(plan, self._tick, self.stopping))
-        self._tick(Progress())
         self._sending_s += time.monotonic() - self._sending_from
+        self._tick(Progress(absent=self.manifest.absent))
 
     def _tick(self, now: Progress) -> None:
         self._count(now)
         for line in beyond_the_plan(now.hidden, now.overlong):
             self.warn(line)
         self.manifest.pauses = {name: until for name, until in now.pauses.items() if until > time.time()}
+        self.manifest.absent = now.absent
+        if not now.sent:
+            self._sending_from = time.monotonic()  # a local teacher reads its weights first
         seconds = self._sending_s + time.monotonic() - self._sending_from
         self.manifest.calls.per_second = round((self._done.answered + now.answered) / max(seconds, 1e-3), 2)
         self.watch(self.manifest)
@@ -472,7 +476,8 @@ class Run:
         self.manifest.dataset.sha256 = published.sha256
         self.manifest.dataset.files = published.files
         self.manifest.calls.open = rejected.open
-        for line in advice(published.rows, rejected.reasons, rejected.open):
+        absent = {} if self.manifest.error else self.manifest.absent  # which names them, where none was left
+        for line in advice(published.rows, rejected.reasons, rejected.open, absent):
             self.warn(line)
 
     def describe(self) -> None:

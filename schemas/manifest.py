@@ -36,7 +36,7 @@ class Calls(_Part):
     open: int = 0
     done: int = 0
     of: int = 0
-    per_second: float = 0.0  # answers of the last start over the time that its fan-out took
+    per_second: float = 0.0  # answers of the last start over the time from its first call
 
 
 class Spend(_Part):
@@ -70,4 +70,5 @@ class Manifest(_Part):
     warnings: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)  # what this start reuses
     pauses: dict[str, float] = Field(default_factory=dict)  # by teacher: until when its server asked to wait, epoch
+    absent: dict[str, str] = Field(default_factory=dict)  # by teacher: why it does not work, in this start
     error: str = ""

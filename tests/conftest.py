@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests" / room) for room in ("", "services", "training")]
+sys.path[:0] = [str(ROOT / "tests" / room) for room in ("", "faults", "services", "training")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

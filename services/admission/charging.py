@@ -33,7 +33,9 @@ class Charging(IntEnum):
 
 def charging_of(teacher: Teacher) -> Charging:
     """How a provider counts tokens against a limit (both: rate limit pages, read 2026-11-23); of others it is learned,
-    from a guess in the middle."""
+    from a guess in the middle. A teacher inside Limbeck has no limits but the spec's, on what is used."""
+    if teacher.provider in ("embedded", "scripted"):
+        return Charging.LIVE
     if teacher.base_url is not None:
         return Charging.REFUND
     return Charging.LIVE if teacher.provider == "anthropic" else Charging.KEEP

@@ -7,7 +7,7 @@ from schemas.call import Call
 from schemas.lane import Teacher
 from schemas.money import Amount
 from services.fanout.size import fits
-from services.fanout.units import Plan, Progress, Unit, Units
+from services.fanout.units import Plan, Progress, Trace, Unit, Units
 from services.journal.index import MARK, JournalIndex, WriterReader, segments_by_writer
 from services.journal.place import Journal
 
@@ -42,10 +42,10 @@ class Feed:
         unit = self._units.next(worker, lane, wanted)
         return unit, unit is None and self._units.is_over
 
-    async def give_back(self, worker: str, number: int, call: Call, refused: bool) -> None:
-        """A call of a unit that has not left, or that was refused, for somebody who has nothing to do."""
+    async def give_back(self, worker: str, number: int, call: Call, trace: Trace) -> None:
+        """A call of a unit that its worker does not see through, for somebody else."""
         assert self._units is not None
-        self._units.give_back(worker, number, call, refused)
+        self._units.give_back(worker, number, call, trace)
 
     async def report(self, worker: str, delta: Progress, done: Sequence[int]) -> tuple[bool, dict[int, int]]:
         """Add a worker's counters and close its units; whether it shall stop, and how many calls the other workers of
@@ -56,15 +56,15 @@ class Feed:
             self._units.done(worker, number)
         return self._stop, self._units.idle(worker)
 
-    async def doubt(self, worker: str, call: Call) -> None:
+    async def doubt(self, worker: str, call: Call, trace: Trace) -> None:
         """A call failed, and the worker's lane may be to blame: another one gets it where that lane closes."""
         assert self._units is not None
-        self._units.doubt(worker, call)
+        self._units.doubt(worker, call, trace)
 
-    async def tried(self, worker: str, call: Call) -> None:
-        """A call has left without an answer, and its worker stops."""
+    async def note(self, worker: str, call: Call, trace: Trace) -> None:
+        """What became of a call that its worker has not seen through, for that worker stops."""
         assert self._units is not None
-        self._units.tried(worker, call)
+        self._units.note(worker, call, trace)
 
     async def progress(self) -> Progress:
         """The sum of all reports for the current plan."""

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from services import cluster
 from services.fanout.feed import Feed
 from services.fanout.sender import End
 from services.fanout.units import Plan, Progress
-from services.fanout.worker import FREE_WINDOW, Post, Worker, is_governed, lane_governor
+from services.fanout.worker import FREE_WINDOW, Post, Worker, is_governed, lane_governor, places
 from services.journal.index import Totals
 from services.journal.place import Journal
 from services.journal.writer import GONE_WITHIN_S
@@ -36,6 +36,9 @@ class Lane:
     base_url: str | None = None
     server: Any = None
     node: str | None = None
+    placed: Any = None  # of an embedded teacher: answered once it has its cores
+    coming: Any = None  # and once it serves
+    waits: str = ""
     deaths: int = 0
     closed: str = ""
 
@@ -64,9 +67,7 @@ class Fleet:
         self._lanes = [Lane(number, teacher) for number, teacher in enumerate(self.teachers)]
         servers = [lane for lane in self._lanes if lane.teacher.provider == "embedded"]
         for lane in servers:
-            threads = max(1, cluster.cpus() // len(servers))
-            actor = ray.remote(embedded.LlamaServer).options(num_cpus=threads, max_restarts=0)
-            lane.server = actor.remote(str(gguf_weights(lane.teacher.model)), threads)
+            _open_server(lane, len(servers))
         if self.caps.any:
             names = {lane.number: lane.teacher.name for lane in self._lanes}
             excess = {n: Excess(*self.spent.over[name]) for n, name in names.items() if name in self.spent.over}
@@ -79,11 +80,8 @@ class Fleet:
         if cluster.is_own():
             # Its workers would start it, once they are up themselves; on a cluster only they know the key for certain.
             for lane in self._lanes:
-                if is_governed(lane.teacher):
+                if lane.server is None and is_governed(lane.teacher):
                     lane_governor(lane.teacher, None)
-        for lane in servers:
-            lane.base_url, lane.node = _address(lane.server)
-            self._hire(lane)
         return self
 
     def _crew(self, lane: Lane) -> int:
@@ -94,19 +92,19 @@ class Fleet:
 
     def _window(self, lane: Lane) -> int:
         """Calls in flight of each worker of a lane that has no governor."""
-        free = embedded.SLOTS if lane.teacher.provider == "embedded" else FREE_WINDOW
-        return max(1, (lane.teacher.limits.concurrency or free) // self._crew(lane))
+        return max(1, (places(lane.teacher) or FREE_WINDOW) // self._crew(lane))
 
     def _banked(self, lane: Lane) -> bool:
         """Whether calls of a lane count against a cap of the run."""
         return self.caps.tokens is not None or self.caps.calls is not None or not lane.teacher.rates.free
 
-    def _hire(self, lane: Lane) -> None:
+    def _hire(self, lane: Lane) -> str | None:
+        """Start a worker, if the lane has room for one; its name."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         if sum(1 for other, _ in self._workers.values() if other is lane) >= self._crew(lane):
-            return
+            return None
         name = f"{self.tag}-{self._born:04d}"
         self._born += 1
         options: dict[str, Any] = dict(LIGHT)
@@ -117,6 +115,7 @@ class Fleet:
         post = Post(name, run, lane.number, lane.teacher, lane.base_url, self._window(lane), self.journal, known)
         actor = ray.remote(Worker).options(**options).remote(post, self._cashier if self._banked(lane) else None)
         self._workers[name] = (lane, actor)
+        return name
 
     def run(self, plan: Plan, watch: Callable[[Progress], None], stopping: Callable[[], bool]) -> Progress:
         """Send every call of `plan` that is not paid for yet; its counters.
@@ -142,16 +141,17 @@ class Fleet:
         ray.get(self._feed.load.remote(plan))
         for lane in self._lanes:
             lane.closed = ""
-            for _ in range(self._crew(lane)):
+            for _ in range(self._crew(lane) if lane.coming is None else 0):
                 self._hire(lane)
         ends: list[End] = []
         stopped, before = False, -1
         while True:
             running = {actor.run.remote(self._feed): name for name, (_, actor) in self._workers.items()}
-            while running:
-                done, _ = ray.wait(list(running), timeout=POLL_S)
-                for ref in done:
+            while running or self._is_awaited(stopped):
+                done, _ = ray.wait([*running, *(lane.coming for lane in self._coming)], timeout=POLL_S)
+                for ref in set(done) & running.keys():
                     self._note_end(ref, running, ends)
+                self._welcome(running)
                 self._show(watch)
                 if stopping() and not stopped:
                     stopped = True
@@ -168,39 +168,85 @@ class Fleet:
             now: Progress = ray.get(self._feed.progress.remote())
             moved = now.sent + now.failed
             stuck, before = moved == before, moved  # what is left fits no lane that is left
-            reasons = {end.reason for end in ends} | ({"stopped"} if stopped else set())
-            if not self._workers or stuck or "stopped" in reasons:
-                raise self._unfinished(reasons)
-        progress: Progress = ray.get(self._feed.progress.remote())
+            if stopped:
+                ends.append(End("stopped"))
+            if not self._workers or stuck or any(end.reason == "stopped" for end in ends):
+                raise self._unfinished(ends)
+        progress = self._progress()
         watch(progress)
         return progress
 
-    def _show(self, watch: Callable[[Progress], None]) -> None:
-        """Tell `watch` where the plan stands. Where it fails, as on a full disk, the run ends; the workers first finish
-        what they have sent."""
+    @property
+    def _coming(self) -> list[Lane]:
+        """Embedded teachers that do not serve yet."""
+        return [lane for lane in self._lanes if lane.coming is not None]
+
+    def _is_awaited(self, stopped: bool) -> bool:
+        """Whether a teacher that does not serve yet has something to do."""
         import ray
 
+        if not self._coming or stopped or self._failure is not None:
+            return False
+        return not ray.get(self._feed.finished.remote())
+
+    def _welcome(self, running: dict[Any, str]) -> None:
+        """Put workers before the embedded teachers that serve by now, and note what the others wait for."""
+        import ray
+
+        for lane in self._coming:
+            if ray.wait([lane.coming], timeout=0)[0]:
+                ref, lane.coming, lane.waits = lane.coming, None, ""
+                try:
+                    lane.base_url, lane.node = _address(ref)
+                except LimbeckError as error:
+                    self._fail(error)
+                    continue
+                name = self._hire(lane)
+                assert name is not None
+                running[self._workers[name][1].run.remote(self._feed)] = name
+            elif not ray.wait([lane.placed], timeout=0)[0]:
+                lane.waits = "waits for free cores of the cluster"
+            else:
+                lane.waits = ""
+
+    def _fail(self, error: LimbeckError | OSError) -> None:
+        """The run ends; the workers first finish what they have sent, for it is paid for."""
+        import ray
+
+        self._failure = self._failure or error
+        ray.get(self._feed.stop.remote())
+
+    def _progress(self) -> Progress:
+        """What the workers have reported, and the lanes that do not work."""
+        import ray
+
+        now: Progress = ray.get(self._feed.progress.remote())
+        names = [lane.teacher.name for lane in self._lanes]
+        for lane in self._lanes:
+            if why := f"closed, {lane.closed}" if lane.closed else lane.waits:
+                name = lane.teacher.name
+                now.absent[name if names.count(name) == 1 else f"{name} (teachers.{lane.number})"] = why
+        return now
+
+    def _show(self, watch: Callable[[Progress], None]) -> None:
+        """Tell `watch` where the plan stands. Where it fails, as on a full disk, the run ends."""
         if self._failure is not None:
             return
         try:
-            watch(ray.get(self._feed.progress.remote()))
+            watch(self._progress())
         except OSError as error:
-            self._failure = error
-            ray.get(self._feed.stop.remote())
+            self._fail(error)
 
     def _note_end(self, ref: Any, running: dict[Any, str], ends: list[End]) -> None:
         """A worker's run is over, or the worker is; where another is hired in its place, that one runs on."""
-        import ray
-
         name = running.pop(ref)
         try:
             if end := self._end_of(ref, name):
                 ends.append(end)
             elif not self._failure and (replacement := self._replace(name)):
                 running[self._workers[replacement][1].run.remote(self._feed)] = replacement
-        except LimbeckError as error:  # the others finish what they have sent: it is paid for
-            self._failure = self._failure or error
-            ray.get(self._feed.stop.remote())
+        except LimbeckError as error:
+            self._fail(error)
 
     def _end_of(self, ref: Any, name: str) -> End | None:
         """How a worker's run ended; None if it died."""
@@ -213,7 +259,7 @@ class Fleet:
             return None
         if end.reason in ("closed", "exhausted"):
             # Its calls go back: a lane with another account, or one that is free, may take them.
-            lane.closed = end.detail
+            lane.closed = end.detail if end.reason == "closed" else ""
             self._bury(name)
         elif end.reason == "failed":
             raise LimbeckError(end.detail, "what was paid for is in the journal; run again to resume")
@@ -239,18 +285,18 @@ class Fleet:
                 f"{lane.deaths} workers of {lane.teacher.name} died; what was paid for is kept",
                 "Ray's logs say why (the session folder's logs/, most often memory); then run again",
             )
-        before = self._born
-        self._hire(lane)
-        return f"{self.tag}-{before:04d}"
+        return self._hire(lane)
 
-    def _unfinished(self, reasons: set[str]) -> LimbeckError:
+    def _unfinished(self, ends: Sequence[End]) -> LimbeckError:
         """The error for a plan that has calls left."""
+        reasons = {end.reason for end in ends}
         if "stopped" in reasons:
             return Interrupted("interrupted", "run the same command again to go on")
         if "exhausted" in reasons:
+            caps = sorted({cap for end in ends if end.reason == "exhausted" for cap in end.detail.split(" and ")})
             return BudgetExhausted(
                 "the budget does not cover another call",
-                f"raise {' or '.join(self.caps.names)} and run again: what is done is kept",
+                f"raise {' and '.join(caps)} and run again: what is done is kept",
             )
         why = "; ".join(f"{lane.teacher.name}: {lane.closed}" for lane in self._lanes if lane.closed)
         hints = {
@@ -287,12 +333,24 @@ def _get(ref: Any) -> Any:
         raise raised_there(error) from None
 
 
-def _address(server: Any) -> tuple[str, str]:
-    """(base URL, node) of an embedded teacher, once it is healthy."""
+def _open_server(lane: Lane, servers: int) -> None:
+    """Start an embedded teacher on its part of a node's cores. A share of one where there are more than cores: else the
+    last would wait for ever."""
+    import ray
+
+    cores = cluster.cpus()
+    threads = max(1, cores // servers)
+    actor = ray.remote(embedded.LlamaServer).options(num_cpus=min(threads, cores / servers), max_restarts=0)
+    lane.server = actor.remote(str(gguf_weights(lane.teacher.model)), threads)
+    lane.placed, lane.coming = lane.server.is_placed.remote(), lane.server.address.remote()
+
+
+def _address(coming: Any) -> tuple[str, str]:
+    """(base URL, node) of an embedded teacher that serves."""
     import ray
 
     try:
-        found: tuple[str, str] = _get(server.address.remote())
+        found: tuple[str, str] = _get(coming)
         return found
     except ray.exceptions.RayActorError as error:
         raise LimbeckError(

@@ -18,7 +18,7 @@ from services.fanout.allowance import Allowance
 from services.fanout.breaker import NEVER_ITS_OWN, Breaker
 from services.fanout.retry import attempts
 from services.fanout.size import Demand, grown, seen, wild, worst_case
-from services.fanout.units import Errand, Progress
+from services.fanout.units import Errand, Progress, Trace
 from services.journal.frame import Frame, Kind
 from services.journal.writer import JournalWriter
 from services.ledger.books import Account, Advance, Excess
@@ -30,23 +30,26 @@ SOONEST_S = 0.05  # between two renewals
 DISK_EVERY_S = 1.0
 LEASELESS_S = 60.0
 SPARE = 16  # calls that wait while the window is full, so that it stays full
+OF_THE_CALL = (VerdictKind.TOO_LARGE, VerdictKind.BAD_REQUEST)  # failures that another model may not repeat
 LOST = Verdict(VerdictKind.IN_DOUBT, "the worker met an error")
 
 
-class Stopped(Exception):
-    """This call goes no further: the worker stops. sent: it has left before, and was not answered."""
+class Halted(Exception):
+    """A call ends here without an answer; what the next to have it should know."""
 
-    def __init__(self, sent: bool = False) -> None:
-        super().__init__(sent)
-        self.sent = sent
+    trace = Trace()
 
 
-class Moved(Exception):
-    """This call goes to another worker; whether the teacher has refused it here."""
+class Stopped(Halted):
+    """The worker stops."""
 
-    def __init__(self, refused: bool) -> None:
-        super().__init__(refused)
-        self.refused = refused
+
+class Moved(Halted):
+    """Another worker shall have the call."""
+
+
+class Doubted(Halted):
+    """The call failed, and the lane may be to blame."""
 
 
 class Waiting(NamedTuple):
@@ -60,10 +63,20 @@ class Waiting(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Why a worker stopped sending: done, stopped, exhausted, closed or failed."""
+    """Why a worker stopped sending: done, stopped, exhausted (detail: the caps), closed or failed."""
 
     reason: str
     detail: str = ""
+
+
+@dataclass(slots=True)
+class Case:
+    """A call on its way. sent: it has left, from here or elsewhere; last: what came of the last attempt here."""
+
+    errand: Errand
+    key: bytes
+    sent: bool
+    last: VerdictKind | None = None
 
 
 class Leases(Protocol):
@@ -146,10 +159,10 @@ class Sender:
         """Send nothing more; calls in flight are finished and kept."""
         if self.end is None:
             self.end = end
-            halted: list[tuple[asyncio.Future[Any], bool]] = [(entry.ready, entry.refused) for entry in self._waiting]
-            for ready, sent in halted + [(ready, True) for ready in self._resting]:
+            halted: list[asyncio.Future[Any]] = [entry.ready for entry in self._waiting]
+            for ready in halted + list(self._resting):
                 if not ready.done():
-                    ready.set_exception(Stopped(sent))
+                    ready.set_exception(Stopped())
             self._waiting.clear()
             for event in (self._need, self.freed):
                 event.set()
@@ -159,52 +172,62 @@ class Sender:
         leave within `soon_s` the last go, to workers of this lane where a place is what they wait for. Those that rest
         after a refusal go in a long pause of the lane alone: else it is they that the server asked to wait."""
         soon, own = int(self._allowance.pace * soon_s), (self._lane,) if self._allowance.is_full else ()
-        movable: list[tuple[asyncio.Future[Any], tuple[int, ...], bool]] = []
+        movable: list[tuple[asyncio.Future[Any], tuple[int, ...]]] = []
         if self._pause_s > LONG_S:
-            movable += [(ready, others, True) for ready, others in self._resting.items()]
+            movable += list(self._resting.items())
         for entry in reversed(list(self._waiting)[soon:]):
-            movable.append((entry.ready, entry.others if entry.refused else (*entry.others, *own), entry.refused))
-        for ready, lanes, refused in movable:
+            movable.append((entry.ready, entry.others if entry.refused else (*entry.others, *own)))
+        for ready, lanes in movable:
             lane = next((lane for lane in lanes if idle.get(lane)), None)
             if lane is not None and not ready.done():
                 idle[lane] -= 1
-                ready.set_exception(Moved(refused))
+                ready.set_exception(Moved())
         self._waiting = deque(entry for entry in self._waiting if not entry.ready.done())
 
-    async def run(self, errand: Errand) -> bool:
-        """See one call through to an answer or a final failure in the journal; `Stopped` where the worker stops,
-        `Moved` where another one shall have it. False where the lane may be to blame for a failure."""
-        call = errand.call
-        key, demand = call_key(self._name, call.content()), await self._admit(call, errand.others)
+    async def run(self, errand: Errand) -> None:
+        """See one call through to an answer or a final failure in the journal. `Stopped` where the worker stops,
+        `Moved` where another one shall have it, `Doubted` where the lane may be to blame for a failure."""
+        case = Case(errand, call_key(self._name, errand.call.content()), errand.sent)
+        try:
+            await self._see_through(case)
+        except Halted as halted:
+            unfit = case.last in OF_THE_CALL
+            halted.trace = Trace(case.sent, case.last is not None and isinstance(halted, Moved), unfit)
+            raise
+
+    async def _see_through(self, case: Case) -> None:
+        others = case.errand.others
+        demand = await self._admit(case.errand.call, others)
         number = self._breaker.sent()
-        first: Reply | None = await self._attempt(call, key, demand, errand.tried)
+        first: Reply | None = await self._attempt(case, demand)
         assert first is not None
         reply = first
         if first.verdict.kind.retried:
-            movable = errand.others
+            movable = others
 
             async def again() -> Reply:
                 nonlocal first, movable
                 if first is None:
-                    found = await self._attempt(call, key, await self._admit(call, movable, True), again=True)
+                    found = await self._attempt(case, await self._admit(case.errand.call, movable, True))
                 else:
                     found, first = first, None
                 # What failed for another reason would have all its attempts anew elsewhere, and there again.
-                movable = errand.others if found.verdict.kind in NEVER_ITS_OWN else ()
+                movable = others if found.verdict.kind in NEVER_ITS_OWN else ()
                 return found
 
             reply = await attempts(lambda seconds: self._rest(seconds, movable))(again)
-        if reply.verdict.kind is VerdictKind.ANSWERED:
-            for failed in self._breaker.answered(number):
+        if reply.verdict.kind is not VerdictKind.ANSWERED:
+            self._give_up(case, number, reply)
+            return
+        for failed in self._breaker.answered(number):
+            if failed in self._failed:
                 settled, meta = self._failed.pop(failed)
                 self._journal.append(Frame(Kind.FAILED, settled, os.urandom(16), {**meta, "settled": True}))
-            return True
-        return self._give_up(key, number, reply, errand.known)
 
     async def _rest(self, seconds: float, others: tuple[int, ...]) -> None:
         """Between two attempts; cut short where the worker stops, or the call goes elsewhere."""
         if self.end:
-            raise Stopped(sent=True)
+            raise Stopped
         rest: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._resting[rest] = others
         try:
@@ -213,28 +236,30 @@ class Sender:
         finally:
             del self._resting[rest]
 
-    def _give_up(self, key: bytes, number: int, reply: Reply, known: bool) -> bool:
+    def _give_up(self, case: Case, number: int, reply: Reply) -> None:
         verdict = reply.verdict
-        fault = self._breaker.failed(number, verdict.kind, known)
+        fault = self._breaker.failed(number, verdict.kind, case.errand.known)
         if fault.opens:
             self._close(verdict)
-            raise Stopped(sent=True)
+            raise Stopped
+        if verdict.kind in OF_THE_CALL and case.errand.others:
+            raise Moved  # another model may hold more, or take what this one does not
         meta = {
             "final": True, "kind": verdict.kind.value, "detail": verdict.detail, "status": reply.status,
             "settled": fault.settled,
         }  # fmt: skip
-        self._journal.append(Frame(Kind.FAILED, key, os.urandom(16), meta, reply.body))
-        if not fault.settled:
-            self._failed[number] = key, {**meta, "repeats": True}
+        self._journal.append(Frame(Kind.FAILED, case.key, os.urandom(16), meta, reply.body))
         self.delta.failed += 1
-        return fault.settled
+        if not fault.settled:
+            self._failed[number] = case.key, {**meta, "repeats": True}
+            raise Doubted
 
     def _close(self, verdict: Verdict) -> None:
         """No call of this lane can succeed."""
         self.stop(End("closed", f"{verdict.kind.value}: {verdict.detail}"))
 
-    async def _attempt(self, call: Call, key: bytes, demand: Demand, again: bool = False) -> Reply:
-        loop = asyncio.get_running_loop()
+    async def _attempt(self, case: Case, demand: Demand) -> Reply:
+        loop, key, again = asyncio.get_running_loop(), case.key, case.sent
         attempt, sent_at = os.urandom(16), loop.time()
         reply, cost = Reply(verdict=LOST), Amount()
         try:
@@ -243,10 +268,13 @@ class Sender:
                 self._journal.append(Frame(Kind.SENT, key, attempt, meta))
             self.delta.sent += 1
             self.delta.retried += again
-            reply = await self._adapter.send(call)
-            if reply.verdict.kind is VerdictKind.UNREACHABLE:  # it never left
+            case.sent = True
+            reply = await self._adapter.send(case.errand.call)
+            case.last = reply.verdict.kind
+            if case.last is VerdictKind.UNREACHABLE:  # it never left
                 self.delta.sent -= 1
                 self.delta.retried -= again
+                case.sent = again
             cost = self._record(key, attempt, demand, reply)
             if reply.verdict.kind.closes_lane:
                 self._close(reply.verdict)  # before another call takes this one's place
@@ -264,7 +292,7 @@ class Sender:
 
     async def _admit(self, call: Call, others: tuple[int, ...], refused: bool = False) -> Demand:
         if self.end:
-            raise Stopped(refused)
+            raise Stopped
         loop, demand = asyncio.get_running_loop(), worst_case(call, self._rates, self._excess)
         self._typical = demand
         if not self._waiting and self._allowance.may_start(demand, loop.time()):
@@ -409,7 +437,7 @@ class Sender:
                 allowance.advanced(advance, asked_at)
                 self._reserve(advance.excess.most(self._seen))
                 if advance.exhausted and self._waiting and allowance.in_flight == 0 and not self._prefer_smaller():
-                    self.stop(End("exhausted"))
+                    self.stop(End("exhausted", " and ".join(advance.exhausted)))
 
     def _look_at_disk(self, now: float) -> None:
         if now - self._disk_at < DISK_EVERY_S:

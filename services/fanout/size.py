@@ -6,7 +6,9 @@ from schemas.call import Call
 from schemas.lane import Teacher
 from schemas.money import Amount, Price, Usage
 from services.ledger.books import Excess
+from services.teachers.embedded import SLOT_TOKENS
 
+USUAL, LOOSEST = 4, 5  # bytes a token: in English, and in its plainest
 TURN_BYTES = 64  # what a chat template adds to a message, as an upper bound in tokens
 
 
@@ -41,8 +43,8 @@ def worst_case(call: Call, rates: Price, excess: Excess = NONE) -> Demand:
     ceiling = call.sampling.max_tokens
     most = Usage(size + excess.input, ceiling + excess.output)
     money = Amount(rates.cost(most), most.input_tokens + most.output_tokens, 1)
-    # Rates are kept on an estimate (about four bytes a token, or what a call was seen to take), money on the bound.
-    return Demand(max(size // 4 + 1, excess.input), ceiling + excess.output, money, ceiling, excess)
+    # Rates are kept on an estimate (or what a call was seen to take), money on the bound.
+    return Demand(max(size // USUAL + 1, excess.input), ceiling + excess.output, money, ceiling, excess)
 
 
 def grown(demand: Demand, rates: Price, excess: Excess) -> Demand:
@@ -71,9 +73,24 @@ def wild(teacher: Teacher) -> Amount:
 
 
 def fits(call: Call, teacher: Teacher) -> bool:
-    """Whether each limit of the lane holds the call within a minute; if not, it would wait for ever."""
+    """Whether each limit of the lane holds the call within a minute, for else it would wait for ever, and an embedded
+    teacher's context its text. (What just passes is found by the teacher, and goes to another.)"""
     limits = teacher.limits.rates
-    if set(limits) <= {"requests"}:
+    context = most_input(teacher)
+    if set(limits) <= {"requests"} and context is None:
         return True
     demand = worst_case(call, teacher.rates)
-    return all(demand.rate(name) <= limit for name, limit in limits.items())
+    held = all(demand.rate(name) <= limit for name, limit in limits.items())
+    return held and (context is None or demand.input_tokens <= context)
+
+
+def most_input(teacher: Teacher) -> float | None:
+    """Input tokens, as they are estimated, that a teacher's context may hold; None where nobody knows it."""
+    return SLOT_TOKENS * LOOSEST / USUAL if teacher.provider == "embedded" else None
+
+
+def ceilings(teacher: Teacher) -> list[float]:
+    """Tokens that every call of a lane must keep below, of any kind."""
+    limits = [limit for name, limit in teacher.limits.rates.items() if name != "requests"]
+    context = most_input(teacher)
+    return limits if context is None else [*limits, context]

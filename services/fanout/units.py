@@ -18,13 +18,22 @@ class Plan(Protocol):
 
 
 class Errand(NamedTuple):
-    """A call for a lane: known, that it failed to answer the call in an earlier start; tried, that another lane has
-    sent it; others, lanes that could take it as well and have not tried."""
+    """A call for a lane: known, that it failed to answer the call in an earlier start; sent, that the call has left
+    before, from elsewhere; others, lanes that could take it as well and have not tried."""
 
     call: Call
     known: bool = False
-    tried: bool = False
+    sent: bool = False
     others: tuple[int, ...] = ()
+
+
+class Trace(NamedTuple):
+    """What became of a call that its lane did not answer. sent: it has left; tried: in vain, so that it shall not come
+    back while another lane has not; unfit: nor after that, for the lane does not take calls like it."""
+
+    sent: bool = False
+    tried: bool = False
+    unfit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +63,14 @@ class Progress:
     hidden: int = 0  # input tokens of a call that the server counts beyond its text: the most seen, not a sum
     overlong: int = 0  # output tokens beyond max_tokens, likewise
     pauses: dict[str, float] = field(default_factory=dict)  # by teacher: until when its server asked for none, epoch
+    absent: dict[str, str] = field(default_factory=dict)  # by teacher: why it does not work
 
     def add(self, other: "Progress") -> None:
-        latest = max(self.hidden, other.hidden), max(self.overlong, other.overlong), {**self.pauses, **other.pauses}
-        for name in set(self.__slots__) - {"pauses"}:
+        latest = max(self.hidden, other.hidden), max(self.overlong, other.overlong)
+        self.pauses, self.absent = {**self.pauses, **other.pauses}, {**self.absent, **other.absent}
+        for name in set(self.__slots__) - {"pauses", "absent"}:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.hidden, self.overlong, self.pauses = latest
+        self.hidden, self.overlong = latest
 
 
 @dataclass(slots=True)
@@ -88,7 +99,9 @@ class Units:
     _returned: deque[Call] = field(default_factory=deque)
     _held: dict[str, dict[int, Unit]] = field(default_factory=dict)
     _lane: dict[str, int] = field(default_factory=dict)
+    _sent: set[bytes] = field(default_factory=set)  # calls that have left, and went on to another worker
     _tried: dict[bytes, set[int]] = field(default_factory=dict)  # lanes that refused a call, or failed it
+    _unfit: dict[bytes, set[int]] = field(default_factory=dict)  # of those, lanes that never take it
     _idle: dict[str, int] = field(default_factory=dict)  # calls that workers could start, but for want of any
     _doubtful: dict[str, list[Call]] = field(default_factory=dict)
     _cut: int = 0
@@ -131,19 +144,23 @@ class Units:
 
     def _takes(self, lane: int, call: Call) -> bool:
         """Whether a lane may have a call now. One that it failed to answer before is left to the others first."""
-        if not self.fits(lane, call):
+        if not self._fits(lane, call):
             return False
         failed = [self._failed(number, call) for number in range(len(self.models))]
         return not failed[lane] or all(failed) or self.exhausted or len(self._returned) >= LOOK_AHEAD
+
+    def _fits(self, lane: int, call: Call) -> bool:
+        return self.fits(lane, call) and not (self._unfit and lane in self._unfit.get(_mark(call.content()), ()))
 
     def _failed(self, lane: int, call: Call) -> bool:
         return self.has_failed(call_key(self.models[lane], call.content()))
 
     def _errand(self, lane: int, call: Call) -> Errand:
-        tried = self._tried.get(_mark(call.content()), set()) if self._tried else set()
+        mark = _mark(call.content())
+        tried = self._tried.get(mark, set())
         others = (n for n in range(len(self.models)) if n != lane and n not in tried)
-        could = tuple(n for n in others if self.fits(n, call) and not self._failed(n, call))
-        return Errand(call, self._failed(lane, call), bool(tried), could)
+        could = tuple(n for n in others if self._fits(n, call) and not self._failed(n, call))
+        return Errand(call, self._failed(lane, call), mark in self._sent, could)
 
     def _is_new(self, call: Call) -> bool:
         content = call.content()
@@ -165,33 +182,39 @@ class Units:
                 found[self._lane[other]] = found.get(self._lane[other], 0) + wanted
         return found
 
-    def give_back(self, worker: str, number: int, call: Call, refused: bool = False) -> None:
-        """A call that has not left, or that the teacher refused, for somebody who has nothing to do."""
+    def give_back(self, worker: str, number: int, call: Call, trace: Trace = Trace()) -> None:
+        """A call that its worker does not see through, for somebody else: who has nothing to do, or whose lane takes
+        what this one does not."""
         if (unit := self._held.get(worker, {}).get(number)) is None:
             return  # its worker was taken for dead, and the call taken back
         left = tuple(errand for errand in unit.errands if errand.call != call)
         if len(left) < len(unit.errands):
             self._held[worker][number] = replace(unit, errands=left)
             self._returned.append(call)
-            if refused:
-                self.tried(worker, call)
+            self.note(worker, call, trace)
 
-    def tried(self, worker: str, call: Call) -> None:
-        """A worker's lane has sent a call and did not answer it: elsewhere it is a repeat."""
-        self._tried.setdefault(_mark(call.content()), set()).add(self._lane[worker])
+    def note(self, worker: str, call: Call, trace: Trace) -> None:
+        """What became of a call, for whoever gets it next."""
+        mark, lane = _mark(call.content()), self._lane[worker]
+        if trace.sent:
+            self._sent.add(mark)
+        for known, holds in ((self._tried, trace.tried), (self._unfit, trace.unfit)):
+            if holds:
+                known.setdefault(mark, set()).add(lane)
 
     @property
     def is_over(self) -> bool:
-        """Whether no more calls will come: the plan is through, and nobody holds one that may yet be given back."""
-        return self.exhausted and not any(self._held.values())
+        """Whether no more calls will come: nobody holds one that may yet be given back, and the plan is through, or so
+        many wait for a lane that is gone that no more are looked at."""
+        return (self.exhausted or len(self._returned) >= LOOK_AHEAD) and not any(self._held.values())
 
     def done(self, worker: str, number: int) -> None:
         self._held.get(worker, {}).pop(number, None)
 
-    def doubt(self, worker: str, call: Call) -> None:
+    def doubt(self, worker: str, call: Call, trace: Trace) -> None:
         """A call that was seen through failed, perhaps through no fault of its own: kept in case its worker closes."""
         self._doubtful.setdefault(worker, []).append(call)
-        self.tried(worker, call)
+        self.note(worker, call, trace)
 
     def bury(self, worker: str, answered: Callable[[bytes], bool]) -> int:
         """Take back what a dead worker held, less what its journal segment holds, and what it may have failed for

@@ -16,12 +16,13 @@ from services.admission.charging import charging_of
 from services.admission.governor import governor_of
 from services.admission.lease import LEASE_S, Grant, Report
 from services.fanout.allowance import Allowance
-from services.fanout.sender import End, Moved, Sender, Stopped
+from services.fanout.sender import Doubted, End, Moved, Sender, Stopped
 from services.fanout.units import Errand, Unit
 from services.journal.place import Journal
 from services.ledger.books import Account, Advance
 from services.teachers.adapter import open_adapter
 from services.teachers.credentials import credential_id
+from services.teachers.embedded import SLOTS
 
 REPORT_EVERY_S = 0.5
 IDLE_S = 0.2  # before asking again where there is nothing to do for now
@@ -83,8 +84,14 @@ class RayLeases:
 
 
 def is_governed(teacher: Teacher) -> bool:
-    """Whether a lane's limits are an account's, which others may use, too."""
-    return teacher.provider in ("openai", "anthropic")
+    """Whether a lane's limits are an account's, which others may use, too, or are named."""
+    return teacher.provider in ("openai", "anthropic") or bool(teacher.limits.rates)
+
+
+def places(teacher: Teacher) -> int | None:
+    """Calls that may be in flight, where that is known from the start."""
+    own = {"embedded": SLOTS, "scripted": FREE_WINDOW}
+    return teacher.limits.concurrency or own.get(teacher.provider)
 
 
 def lane_governor(teacher: Teacher, base_url: str | None) -> Any:
@@ -111,7 +118,7 @@ class Worker:
         governed = is_governed(teacher)
         find = functools.partial(lane_governor, teacher, post.base_url) if governed else None
         self._allowance = Allowance(
-            post.run, post.name, teacher.limits.rates, teacher.limits.concurrency, governed, cashier is not None,
+            post.run, post.name, teacher.limits.rates, places(teacher), governed, cashier is not None,
             window=0 if governed else post.window or FREE_WINDOW,
         )  # fmt: skip
         self._leases = RayLeases(post.name, find, cashier) if governed or cashier is not None else None
@@ -177,14 +184,15 @@ class Worker:
                 self._open[unit.number] = len(unit.errands)
 
     async def _see_through(self, sender: Sender, errand: Errand, unit: Unit, feed: Any) -> None:
+        name, call = self._post.name, errand.call
         try:
-            if not await sender.run(errand):
-                await feed.doubt.remote(self._post.name, errand.call)
+            await sender.run(errand)
+        except Doubted as doubted:
+            await feed.doubt.remote(name, call, doubted.trace)
         except Moved as moved:
-            await feed.give_back.remote(self._post.name, unit.number, errand.call, moved.refused)
+            await feed.give_back.remote(name, unit.number, call, moved.trace)
         except Stopped as stopped:
-            if stopped.sent:
-                await feed.tried.remote(self._post.name, errand.call)
+            await feed.note.remote(name, call, stopped.trace)
             return
         except Exception as error:
             log.exception("a call met an unforeseen error")

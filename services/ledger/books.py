@@ -7,6 +7,7 @@ from typing import NamedTuple
 from schemas.money import Amount
 
 NOTHING = Amount()
+CAPS = ("budget.usd", "budget.tokens", "budget.calls")  # as a spec names them
 MARGIN, FEW = 1.25, 1.0  # over the most output seen: 2.25 times after one answer, 1.35 times after ten
 
 
@@ -16,12 +17,6 @@ class Caps(NamedTuple):
     nano_usd: int | None = None
     tokens: int | None = None
     calls: int | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """The keys of a spec that set them."""
-        keys = ("budget.usd", "budget.tokens", "budget.calls")
-        return [key for key, cap in zip(keys, self, strict=True) if cap is not None]
 
     @property
     def any(self) -> bool:
@@ -56,11 +51,12 @@ class Account(NamedTuple):
 
 
 class Advance(NamedTuple):
-    """Money to hold beyond what was held. With none: `exhausted` says that there will be no more. `recalled`: a cap is
-    passed, and what is not in flight goes back. `excess`: what to reserve a call, beyond what can be foreseen."""
+    """Money to hold beyond what was held. With none: `exhausted` names the caps under which there will be no more.
+    `recalled`: a cap is passed, and what is not in flight goes back. `excess`: what to reserve a call, beyond what can
+    be foreseen."""
 
     amount: Amount = NOTHING
-    exhausted: bool = False
+    exhausted: tuple[str, ...] = ()
     recalled: bool = False
     excess: Excess = Excess()
 
@@ -104,12 +100,13 @@ class Books:
         self.excess[lane] = self.excess.get(lane, Excess()).most(account.excess)
         answers = sum(a.answers for a in self.accounts.values() if a.lane == lane)
         excess = reserved(self.excess[lane], answers)
-        done = all(a.held == NOTHING for a in self.accounts.values())  # no call in flight will give money back
-        if any(left < 0 and need + held > 0 for left, need, held in zip(free, next_call, account.held, strict=True)):
-            return Advance(recalled=True, exhausted=done, excess=excess)
+        over = [left < 0 and need + held > 0 for left, need, held in zip(free, next_call, account.held, strict=True)]
         # Free calls need no money, and are not held up by a budget that is used up.
-        if not all(need == 0 or left >= need for left, need in zip(free, next_call, strict=True)):
-            return Advance(exhausted=done, excess=excess)
+        short = [need > 0 and left < need for left, need in zip(free, next_call, strict=True)]
+        if any(over) or any(short):
+            back = any(a.held != NOTHING for a in self.accounts.values())  # calls in flight will give money back
+            caps = (cap for cap, lacks in zip(CAPS, zip(over, short, strict=True), strict=True) if any(lacks))
+            return Advance(recalled=any(over), exhausted=() if back else tuple(caps), excess=excess)
         if wanted == NOTHING:
             return Advance(excess=excess)
         calls = self._may_fly(account, next_call, answers, free)

@@ -26,6 +26,10 @@ class LlamaServer:
         self._weights, self._threads = Path(weights), threads
         self._server: Any = None
 
+    def is_placed(self) -> bool:
+        """True, once the actor has its cores."""
+        return True
+
     def start(self) -> str:
         """Load the model and serve it; the base URL. `SpecError` where llama.cpp cannot load it."""
         import xllamacpp

@@ -22,7 +22,10 @@ OUT_OF_MONEY = {
 }  # fmt: skip
 RAMP = {"slow_down", "ramp_limit_exceeded"}
 POLICY = {"content_filter", "content_policy_violation", "moderation_blocked", "invalid_prompt"}
-TOO_LONG = {"context_length_exceeded", "string_above_max_length", "request_too_large"}
+# The last is llama.cpp's (its server's error type, release b6900).
+TOO_LONG = {
+    "context_length_exceeded", "string_above_max_length", "request_too_large", "exceed_context_size_error",
+}  # fmt: skip
 AUTH = {"organization_on_hold", "authentication_error", "permission_error", "invalid_api_key"}
 # Anthropic's self-set cap and its empty account are an invalid_request_error, like any wrong parameter.
 NO_MONEY = ("You have reached your specified API usage limits", "Your credit balance is too low")

@@ -10,35 +10,23 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import ray
 from conftest import Finished, Limbeck, wait_until
+from runs import KillAt, Write, lane, newest, questions, run_it
 from teacher_server import RunningTeacher, teacher_server
 
-import limbeck as api
-from limbeck.spec_file import load_job
 from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError, SpecError
 from schemas.manifest import Manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-Write = Callable[..., Path]
-
-
-def run_it(spec: Path, out: Path, *settings: str, **options: Any) -> Manifest:
-    """`limbeck run`, on the Ray that the tests share."""
-    return api.run(load_job(spec, list(settings)), out, **options)
 
 
 def state(run: Path) -> str:
     found: str = json.loads((run / "manifest.json").read_text())["state"]
     return found
-
-
-def lane(teacher: RunningTeacher, **options: Any) -> dict[str, Any]:
-    return {"provider": "openai", "model": "m", "base_url": teacher.base_url, "free": True, **options}
 
 
 def half_way(limbeck: Limbeck, spec: Path, run: Path, teacher: RunningTeacher, calls: int) -> "subprocess.Popen[str]":
@@ -66,28 +54,6 @@ def interrupt_when(condition: Callable[[], bool]) -> Iterator[None]:
     finally:
         over.set()
         watcher.join()
-
-
-def newest(actor: str) -> psutil.Process:
-    """The process of the actor of this class that was started last."""
-    found = [p for p in psutil.Process().children(recursive=True) if p.name().startswith(f"ray::{actor}")]
-    return max(found, key=psutil.Process.create_time)
-
-
-class KillAt:
-    """Kills an actor's process once a run has had so many answers. To be given to a run as `watch`."""
-
-    def __init__(self, actor: str, answered: int) -> None:
-        self.actor, self.answered, self.killed = actor, answered, False
-
-    def __call__(self, manifest: Manifest) -> None:
-        if not self.killed and manifest.calls.answered >= self.answered:
-            newest(self.actor).kill()
-            self.killed = True
-
-
-def questions(jsonl: Write, count: int) -> Path:
-    return jsonl([{"id": i, "input": f"What is thing {i}?"} for i in range(count)])
 
 
 def test_kill_9_of_the_process_group_costs_only_the_calls_in_flight(

@@ -53,6 +53,21 @@ def test_a_lane_that_its_server_asked_to_wait_is_named_and_no_time_is_promised(
     assert "until 03:04:05" in shown.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_a_lane_that_does_not_work_is_named_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    resumed = manifest("answers", sent=32, answered=31, of=60)
+    resumed.absent = {"embedded/m": "waits for free cores of the cluster"}
+    assert (
+        line_of(tmp_path, resumed, capsys)
+        == "answers: calls 0 of 60, teachers embedded/m " + resumed.absent["embedded/m"]
+    )
+    going = manifest("answers", sent=40, answered=39, done=39, of=60)
+    going.absent = {"openai/m": "closed, auth: HTTP 401"}
+    assert line_of(tmp_path, going, capsys).endswith("absent openai/m closed, auth: HTTP 401")
+    shown = Console(file=io.StringIO(), width=200)
+    shown.print(summary(going, None, tmp_path))
+    assert "closed, auth: HTTP 401" in shown.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_a_training_is_followed_from_its_rows_to_its_student(tmp_path: Path) -> None:
     work = tmp_path / ".work"
     assert student_line(work) == "loading, measuring"

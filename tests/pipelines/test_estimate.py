@@ -1,5 +1,6 @@
 """`limbeck plan`: what a job will take, before anything is spent."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import Limbeck
+from rich.console import Console
 
 from limbeck import run
 from limbeck.outlook import outlook
@@ -104,6 +106,21 @@ def test_a_call_that_writes_instructions_and_fits_no_lane_is_named_before_anythi
     with pytest.raises(SpecError, match=r"too large for every lane.*call-000000"):
         run(load_job(spec, []), seeds.parent / "run")
     assert not (seeds.parent / "run").exists()
+
+
+def test_a_row_that_no_local_teacher_s_context_holds_is_named_and_its_time_is_not_made_up(
+    job: Write, jsonl: Write
+) -> None:
+    rows = jsonl([{"id": i, "input": "One word more. " * (1_000 if i == 2 else 1)} for i in range(4)])
+    local = {"provider": "embedded", "model": "smollm2-135m", "free": True}
+    api = {"provider": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "free": True, "limits": {"rpm": 60}}
+    assert planned(job(rows, teachers=[local])).too_large == ["2"]
+    both = job(rows, teachers=[local, api])
+    found = planned(both)
+    assert not found.too_large and found.lanes[1].calls >= 1
+    text = io.StringIO()
+    Console(file=text, width=140).print(outlook(load_job(both, []), found))
+    assert "min, without embedded/smollm2-135m" in text.getvalue()
 
 
 def test_plan_prints_a_table_or_json_and_spends_nothing(limbeck: Limbeck, job: Write, questions: Path) -> None:

@@ -54,13 +54,15 @@ def test_a_cap_of_zero_pays_for_nothing_and_lets_free_calls_through() -> None:
     assert free.amount == Amount(0, 10, 1)
 
 
-@pytest.mark.parametrize("caps", [Caps(calls=3), Caps(tokens=30)])
-def test_calls_and_tokens_are_caps_too(caps: Caps) -> None:
+@pytest.mark.parametrize(
+    ("caps", "reached"), [(Caps(calls=3), "calls"), (Caps(tokens=30), "tokens"), (Caps(10, 30, 9), "tokens")]
+)
+def test_calls_and_tokens_are_caps_too_and_the_one_that_is_reached_is_named(caps: Caps, reached: str) -> None:
     books = Books(caps, NOTHING)
     one = Amount(0, 10, 1)
     assert books.renew("a", Account(), one.times(5), one).amount.covers(one.times(3))
     books.renew("a", Account(spent=one.times(3)), NOTHING, NOTHING)
-    assert books.renew("a", Account(spent=one.times(3)), one, one).exhausted
+    assert books.renew("a", Account(spent=one.times(3)), one, one).exhausted == (f"budget.{reached}",)
 
 
 def test_a_report_that_comes_twice_changes_nothing() -> None:

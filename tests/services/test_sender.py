@@ -15,9 +15,9 @@ from services.admission.lease import Grant
 from services.fanout import allowance as allowance_of
 from services.fanout.allowance import Allowance
 from services.fanout.breaker import NEVER_RIGHT
-from services.fanout.sender import End, Moved, Sender, Stopped
+from services.fanout.sender import Doubted, End, Moved, Sender, Stopped
 from services.fanout.size import worst_case
-from services.fanout.units import Errand
+from services.fanout.units import Errand, Trace
 from services.journal import writer
 from services.journal.index import JournalIndex
 from services.journal.writer import JournalWriter
@@ -58,8 +58,8 @@ def calls(count: int) -> list[Call]:
 async def see_through(work: Sender, count: int) -> int:
     """Run calls side by side; how many were seen through."""
     done = await asyncio.gather(*(work.run(Errand(call)) for call in calls(count)), return_exceptions=True)
-    assert all(isinstance(d, bool | Stopped) for d in done)
-    return sum(isinstance(d, bool) for d in done)
+    assert all(d is None or isinstance(d, Doubted | Stopped) for d in done)
+    return sum(not isinstance(d, Stopped) for d in done)
 
 
 def renewed(work: Sender, count: int) -> int:
@@ -75,20 +75,46 @@ def renewed(work: Sender, count: int) -> int:
     return asyncio.run(go())
 
 
-def test_a_call_that_a_stop_keeps_from_its_retry_has_been_sent(tmp_path: Path) -> None:
-    work = sender(tmp_path, Played(lambda number: refused(VerdictKind.TRANSIENT)), window=1)
+@pytest.mark.parametrize("kind", [VerdictKind.TRANSIENT, VerdictKind.UNREACHABLE])
+def test_a_call_that_a_stop_keeps_from_its_retry_has_been_sent_if_it_left(tmp_path: Path, kind: VerdictKind) -> None:
+    adapter = Played(lambda number: refused(kind))
+    work = sender(tmp_path, adapter, window=1)
 
     async def go() -> list[bool]:
         tasks = [asyncio.create_task(work.run(Errand(call))) for call in calls(2)]
-        while work.delta.sent < 2:
+        while adapter.sent < 2:
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         tasks.append(asyncio.create_task(work.run(Errand(calls(3)[2]))))
         work.stop(End("stopped"))
         ends = await asyncio.gather(*tasks, return_exceptions=True)
-        return [isinstance(end, Stopped) and end.sent for end in ends]
+        return [isinstance(end, Stopped) and end.trace.sent for end in ends]
 
-    assert asyncio.run(go()) == [True, True, False]
+    left = kind is VerdictKind.TRANSIENT
+    assert asyncio.run(go()) == [left, left, False]
+    assert (work.delta.sent, work.delta.retried) == (2 * left, 0)
+
+
+def test_the_attempt_after_those_that_never_left_is_no_repeat(tmp_path: Path) -> None:
+    adapter = Played(lambda number: refused(VerdictKind.UNREACHABLE) if number < 3 else ANSWER)
+    work = sender(tmp_path, adapter)
+    assert asyncio.run(see_through(work, 1)) == 1
+    assert (work.delta.answered, work.delta.sent, work.delta.retried) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("kind", [VerdictKind.TOO_LARGE, VerdictKind.BAD_REQUEST])
+def test_what_a_lane_does_not_take_another_may_and_where_none_is_left_it_has_failed(
+    tmp_path: Path, kind: VerdictKind
+) -> None:
+    work = sender(tmp_path, Played(lambda number: refused(kind)))
+
+    async def go() -> Trace:
+        with pytest.raises(Moved) as moved:
+            await work.run(Errand(calls(1)[0], others=(1,)))
+        return moved.value.trace
+
+    assert asyncio.run(go()) == Trace(sent=True, tried=True, unfit=True) and work.delta.failed == 0
+    assert asyncio.run(see_through(work, 1)) == 1 and work.delta.failed == 1
 
 
 @pytest.mark.parametrize("kind", [VerdictKind.AUTH, VerdictKind.OUT_OF_MONEY, VerdictKind.MISDIRECTED])
@@ -236,7 +262,7 @@ def test_what_a_server_counts_beyond_the_text_is_reserved_from_then_on(tmp_path:
     work = Sender(priced, Played(lambda number: answer), JournalWriter(tmp_path, "000001-1-0000"), allowance, books)
 
     renewed(work, 12)
-    assert work.end == End("exhausted")
+    assert work.end == End("exhausted", "budget.usd")
     assert work.delta.nano_usd <= 10_000_000
 
 
@@ -261,7 +287,7 @@ def test_attempts_that_never_left_spend_no_budget_of_calls(tmp_path: Path, monke
     work = Sender(LANE, adapter, JournalWriter(tmp_path, "000001-1-0000"), allowance, Books1(calls=6))
 
     assert renewed(work, 8) == 6
-    assert (work.end, work.delta.sent) == (End("exhausted"), 6)
+    assert (work.end, work.delta.sent) == (End("exhausted", "budget.calls"), 6)
     index = JournalIndex(tmp_path)
     assert (index.totals.answered, index.totals.amount.calls) == (6, 6)
     index.close()
@@ -309,10 +335,10 @@ def test_a_call_that_is_dearer_than_what_is_left_does_not_hold_up_the_cheaper_on
         done = await asyncio.gather(*(work.run(Errand(c)) for c in (big, *calls(8))), return_exceptions=True)
         work.done()
         await renewing
-        return sum(isinstance(d, bool) for d in done)
+        return sum(d is None for d in done)
 
     assert asyncio.run(go()) == 8
-    assert work.end == End("exhausted")
+    assert work.end == End("exhausted", "budget.usd")
 
 
 async def handed_over(work: Sender, count: int, idle: dict[int, int], when: Callable[[], bool]) -> list[str]:

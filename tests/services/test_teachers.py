@@ -55,6 +55,7 @@ LLAMA = (
         (522, {}, VerdictKind.TRANSIENT),
         (400, {"code": "content_policy_violation"}, VerdictKind.REFUSED),
         (413, {"type": "request_too_large"}, VerdictKind.TOO_LARGE),
+        (400, {"code": 400, "type": "exceed_context_size_error"}, VerdictKind.TOO_LARGE),
         (529, {"type": "overloaded_error"}, VerdictKind.OVERLOADED),
         (429, {"type": "rate_limit_error"}, VerdictKind.RATE_LIMITED),
         (

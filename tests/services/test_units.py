@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.call import Call, Message, Sampling, call_key
-from services.fanout.units import LARGEST, SMALLEST, Unit, Units
+from services.fanout.units import LARGEST, LOOK_AHEAD, SMALLEST, Trace, Unit, Units
 
 
 @dataclass
@@ -70,7 +70,7 @@ def test_a_call_that_its_lane_may_have_failed_goes_to_another_one_where_the_lane
     units = Units(Numbers([1, 2]), ["m1", "m2"], lambda key: False)
     unit = units.next("a", lane=0)
     assert unit is not None
-    units.doubt("a", unit.calls[1])
+    units.doubt("a", unit.calls[1], Trace())
     units.done("a", unit.number)
     assert units.exhausted or units.next("b", lane=1) is None
     assert units.finished and units.bury("a", lambda key: True) == 1 and not units.finished
@@ -96,15 +96,36 @@ def test_what_waits_for_one_lane_goes_to_another_that_has_nothing_to_do() -> Non
     assert units.is_over and units.finished
 
 
-def test_a_call_that_its_lane_refused_does_not_come_back_to_it_and_counts_as_tried() -> None:
+def test_a_call_that_its_lane_refused_does_not_come_back_to_it_and_has_been_sent() -> None:
     units = Units(Numbers([1, 2]), ["a", "b"], lambda key: False)
     first = units.next("w", lane=0)
     assert first is not None and units.next("x", lane=1) is None
-    units.give_back("w", first.number, first.calls[0], refused=True)
+    units.give_back("w", first.number, first.calls[0], Trace(sent=True, tried=True))
     units.give_back("w", first.number, first.calls[1])
     second = units.next("x", lane=1)
     assert second is not None
-    assert [(e.tried, e.others) for e in second.errands] == [(True, ()), (False, (0,))]
+    assert [(e.sent, e.others) for e in second.errands] == [(True, ()), (False, (0,))]
+
+
+def test_a_call_that_a_lane_does_not_take_waits_for_another_and_is_left_where_none_takes_it() -> None:
+    units = Units(Numbers([1, 2]), ["a", "b"], lambda key: False)
+    first = units.next("w", lane=0)
+    assert first is not None
+    units.give_back("w", first.number, first.calls[0], Trace(sent=True, tried=True, unfit=True))
+    units.done("w", first.number)
+    assert units.next("w", lane=0) is None
+    second = units.next("x", lane=1)
+    assert second is not None and [(e.call.row, e.others) for e in second.errands] == [("1", ())]
+    units.give_back("x", second.number, second.calls[0], Trace(unfit=True))
+    units.done("x", second.number)
+    assert units.next("w", lane=0) is None and units.next("x", lane=1) is None
+    assert units.is_over and not units.finished
+
+
+def test_where_so_many_wait_for_a_lane_that_is_gone_that_no_more_are_looked_at_nobody_waits_for_ever() -> None:
+    units = Units(Numbers(list(range(LOOK_AHEAD + 5))), ["a", "b"], lambda key: False, fits=lambda lane, _: lane == 1)
+    assert units.next("w", lane=0) is None and units.next("w", lane=0) is None
+    assert not units.exhausted and units.is_over and not units.finished
 
 
 def test_another_worker_of_the_same_lane_is_idle_too() -> None:
@@ -117,7 +138,7 @@ def test_what_a_closed_lane_failed_and_another_one_answers_has_not_failed() -> N
     units = Units(Numbers([1]), ["a", "b"], lambda key: False)
     first = units.next("w", lane=0)
     assert first is not None
-    units.doubt("w", first.calls[0])  # which its lane counts as failed
+    units.doubt("w", first.calls[0], Trace())  # which its lane counts as failed
     units.done("w", first.number)
     units.bury("w", lambda key: True)
     assert units.failed == -1

@@ -1,0 +1,110 @@
+"""Several lanes of which one fails, is slow, or loses an actor: the others take over, and every call counts once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import KillAt, Write, lane, questions, run_it
+from teacher_server import teacher_server
+
+from schemas.errors import BudgetExhausted
+from schemas.manifest import Manifest
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+PRICE = {"free": False, "price": {"input": 1, "output": 1}}
+EMBEDDED = {"provider": "embedded", "model": "smollm2-135m", "free": True}
+
+
+def answers(job: Write, rows: Path, tokens: int, **sections: Any) -> Path:
+    """A job whose answers may say anything."""
+    fields = {"id": "id", "input": "input"}
+    source = {"path": str(rows), "fields": fields}
+    return job(rows, pipeline="instruct", source=source, sampling={"max_tokens": tokens}, **sections)
+
+
+def test_a_teacher_that_nobody_serves_is_told_and_what_never_left_is_no_repeat(
+    job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    with teacher_server("--rpm", "600") as teacher:
+        gone = {**lane(teacher), "model": "gone", "base_url": "http://127.0.0.1:9/v1"}
+        said = run_it(job(questions(jsonl, 200), teachers=[gone, lane(teacher)]), tmp_path / "run")
+        bill = teacher.bill()
+    assert said.rows.accepted == 200 == bill["calls"]
+    assert said.calls.retried == said.calls.sent - 200 == bill["refused_total"]
+    assert said.absent.keys() == {"openai/gone"} and "unreachable" in said.absent["openai/gone"]
+    assert [line for line in said.warnings if line.startswith("openai/gone: closed, unreachable")]
+
+
+def test_a_row_that_is_too_large_for_one_teacher_is_answered_by_another(
+    job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    pytest.importorskip("xllamacpp")
+    # Digits are a token each, twice what is estimated: only the teacher itself can say that its context is too small.
+    long = " ".join(str(n) for n in range(1000, 1900))
+    rows = [{"id": i, "input": f"Say {i}." + (long if i % 10 == 0 else "")} for i in range(40)]
+    with teacher_server("--latency", "1") as teacher:
+        api = lane(teacher, limits={"concurrency": 2})
+        said = run_it(answers(job, jsonl(rows), 8, teachers=[EMBEDDED, api]), tmp_path / "run")
+    assert said.rows.accepted == 40 and not said.rows.rejected
+    assert said.calls.answered == 40 == said.calls.sent - said.calls.retried and said.calls.failed == 0
+
+
+def test_a_local_teacher_that_is_killed_leaves_its_calls_to_the_others(
+    job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    pytest.importorskip("xllamacpp")
+    kill = KillAt("LlamaServer", 30)
+    with teacher_server("--price", "1:1", "--rpm", "240") as teacher:
+        api = {**lane(teacher, limits={"rpm": 240}), **PRICE}
+        spec = answers(job, questions(jsonl, 120), 16, teachers=[EMBEDDED, api], budget={"usd": 1})
+        said = run_it(spec, tmp_path / "run", watch=kill)
+        bill = teacher.bill()
+    assert kill.killed and said.rows.accepted == 120 == said.calls.answered
+    assert bill["repeated"] == 0 and said.spend.usd == bill["usd"]
+    assert said.calls.retried == said.calls.sent - 120 <= 8  # those that the killed one had in hand
+    assert said.absent.keys() == {"embedded/smollm2-135m"}
+
+
+def test_more_local_teachers_than_cores_share_them(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    spec = answers(job, questions(jsonl, 9), 4, teachers=[EMBEDDED] * 3)
+    assert run_it(spec, tmp_path / "run").rows.accepted == 9
+
+
+def test_limits_of_a_teacher_inside_limbeck_hold_too(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    scripted = {"provider": "scripted", "model": "s", "free": True, "limits": {"rpm": 120}}
+    said = run_it(job(questions(jsonl, 20), teachers=[scripted]), tmp_path / "run")
+    assert said.rows.accepted == 20 and said.calls.per_second < 3
+
+
+@pytest.mark.parametrize("actor", ["Cashier", "Governor", "Worker"])
+def test_where_calls_move_from_a_slow_lane_to_a_fast_one_a_killed_actor_costs_no_more_than_those_in_flight(
+    job: Write, jsonl: Write, tmp_path: Path, actor: str
+) -> None:
+    kill, limits = KillAt(actor, 280), {"rpm": 6}
+    with (
+        teacher_server("--price", "1:1", "--rpm", "6") as slow,
+        teacher_server("--price", "1:1", "--rpm", "1200") as fast,
+    ):
+        lanes = [
+            {**lane(slow, limits=limits), **PRICE, "model": "slow"},
+            {**lane(fast, limits={"rpm": 1200}), **PRICE, "model": "fast"},
+        ]
+        said = run_it(job(questions(jsonl, 300), teachers=lanes, budget={"usd": 1}), tmp_path / "run", watch=kill)
+        bills = [slow.bill(), fast.bill()]
+    billed = sum(bill["micro_usd"] for bill in bills)
+    assert kill.killed and said.rows.accepted == 300
+    assert sum(bill["calls"] for bill in bills) - 300 <= (6 if actor == "Worker" else 0)
+    assert round(said.spend.usd * 1e6) == billed if actor != "Worker" else round(said.spend.usd * 1e6) >= billed
+
+
+def test_the_cap_that_a_run_has_reached_is_named(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    with teacher_server("--price", "1:1") as teacher:
+        budget = {"usd": 1, "calls": 10}
+        spec = job(questions(jsonl, 30), teachers=[{**lane(teacher), **PRICE}], budget=budget)
+        with pytest.raises(BudgetExhausted) as caught:
+            run_it(spec, tmp_path / "run")
+        assert teacher.bill()["calls"] == 10
+    assert caught.value.hint.startswith("raise budget.calls and run")
+    said = Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_text())
+    assert said.state == "exhausted" and said.calls.answered == 10
