@@ -7,16 +7,14 @@ from schemas.call import VerdictKind
 FINAL = {kind for kind in VerdictKind if kind.retried} | {VerdictKind.BAD_REQUEST}
 UNUSABLE = ("unparsable", "schema_mismatch", "empty_answer", "malformed_answer", "truncated", "refused")
 NEAR, UNUSED, FAILED = "dropped as near duplicates", "answers cannot be used", "rows have no answer from a teacher"
-ABSENT = "its calls went to the others"
-OURS = (NEAR, UNUSED, FAILED, ABSENT)
+GONE = "its calls went to the others"
+OURS = (NEAR, UNUSED, FAILED)
 
 
-def advice(
-    accepted: int, rejected: Mapping[str, int], still_open: int = 0, absent: Mapping[str, str] | None = None
-) -> list[str]:
+def advice(accepted: int, rejected: Mapping[str, int], still_open: int = 0) -> list[str]:
     """Lines for a run that accepted so many rows and rejected others, by reason; of those whose calls failed so many
-    are `still_open`. `absent`: teachers that did not work, and why."""
-    lines = [f"{name}: {why}; {ABSENT}" for name, why in (absent or {}).items()]
+    are `still_open`."""
+    lines = []
     if (dropped := rejected.get("near_duplicate", 0)) > accepted:
         # Questions of one template are near duplicates by their words: more rows lost than kept is no accident.
         lines.append(
@@ -34,6 +32,12 @@ def advice(
         again = f"the same command asks {still_open:,} of them again, " if still_open else ""
         lines.append(f"{sum(failed.values()):,} {FAILED} ({_listed(failed)}): {again}--retry-failed asks all of them")
     return lines
+
+
+def gone(absent: Mapping[str, str], teachers: int) -> list[str]:
+    """A line for each of the teachers that does not work, and why. None where none of them works: the run then ends
+    with just that."""
+    return [f"{name}: {why}; {GONE}" for name, why in absent.items()] if len(absent) < teachers else []
 
 
 def beyond_the_plan(hidden: int, overlong: int) -> list[str]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipelines import cot, instruct
-from pipelines.advice import OURS, advice, beyond_the_plan
+from pipelines.advice import GONE, OURS, advice, beyond_the_plan, gone
 from pipelines.answer_schema import check_schema
 from pipelines.card import card
 from pipelines.curate import curate
@@ -31,9 +31,9 @@ from pipelines.rundir import RunDirectory, installed_versions, move_folder, repl
 from pipelines.source import Row, Scan, scan
 from schemas.call import Call
 from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError, SpecError
-from schemas.job import Budget, Instruct, JobSpec, published_part
+from schemas.job import Instruct, JobSpec, published_part
 from schemas.manifest import ASKING, Manifest, Spend, State
-from schemas.money import NANO, nano_usd
+from schemas.money import NANO
 from schemas.record import Rejection
 from schemas.weights import gguf_weights
 from services.fanout.fleet import Fleet, ship_everywhere, tag_for
@@ -41,7 +41,7 @@ from services.fanout.size import ceilings, fits, worst_case
 from services.fanout.units import Plan, Progress
 from services.journal.index import JournalIndex, Totals
 from services.journal.place import Journal
-from services.ledger.books import Caps
+from services.ledger.books import caps_of
 from services.teachers import embedded
 from services.teachers.adapter import decode
 from services.teachers.credentials import lane_key
@@ -249,6 +249,7 @@ class Run:
         self._sent_before = Progress(sent=max(before.sent, self._base.answered), retried=before.retried)
         self.manifest.state, self.manifest.error, self.manifest.stage = "running", "", "start"
         self.manifest.absent = {}
+        self.manifest.warnings = [line for line in self.manifest.warnings if GONE not in line]
         self.manifest.versions = installed_versions()
         self._count(Progress())
         self.directory.save(self.manifest)
@@ -300,7 +301,11 @@ class Run:
         self._rounds_done = self.manifest.calls.of
         self.manifest.calls.of += calls
         self._sending_from = time.monotonic()
-        self._done.add(fleet.run(plan, self._tick, self.stopping))
+        try:
+            self._done.add(fleet.run(plan, self._tick, self.stopping))
+        finally:
+            for line in gone(self.manifest.absent, len(self.spec.teachers)):
+                self.warn(line)
         self._sending_s += time.monotonic() - self._sending_from
         self._tick(Progress(absent=self.manifest.absent))
 
@@ -476,8 +481,7 @@ class Run:
         self.manifest.dataset.sha256 = published.sha256
         self.manifest.dataset.files = published.files
         self.manifest.calls.open = rejected.open
-        absent = {} if self.manifest.error else self.manifest.absent  # which names them, where none was left
-        for line in advice(published.rows, rejected.reasons, rejected.open, absent):
+        for line in advice(published.rows, rejected.reasons, rejected.open):
             self.warn(line)
 
     def describe(self) -> None:
@@ -491,10 +495,3 @@ class Run:
         self.manifest.state, self.manifest.stage = "finished", ""
         self.manifest.calls.done = self.manifest.calls.of  # a count that a dead worker took with it, too
         self.describe()
-
-
-def caps_of(budget: Budget | None) -> Caps:
-    """The spec's budget as the ledger counts it."""
-    if budget is None:
-        return Caps()
-    return Caps(None if budget.usd is None else nano_usd(budget.usd), budget.tokens, budget.calls)

@@ -42,6 +42,11 @@ class Feed:
         unit = self._units.next(worker, lane, wanted)
         return unit, unit is None and self._units.is_over
 
+    async def absent(self, lanes: frozenset[int]) -> None:
+        """The lanes that do not work now."""
+        assert self._units is not None
+        self._units.absent(lanes)
+
     async def give_back(self, worker: str, number: int, call: Call, trace: Trace) -> None:
         """A call of a unit that its worker does not see through, for somebody else."""
         assert self._units is not None

@@ -23,6 +23,7 @@ from services.ledger.cashier import cashier
 from services.teachers import embedded
 
 POLL_S = 0.25
+PLACED_S = 10.0  # for an actor's process to start; after that it is cores that it waits for
 REPLACEMENTS = 5  # deaths of workers in one lane before the run gives up
 LIGHT = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}  # API-bound: asks for no cores, repeats nothing
 
@@ -38,6 +39,7 @@ class Lane:
     node: str | None = None
     placed: Any = None  # of an embedded teacher: answered once it has its cores
     coming: Any = None  # and once it serves
+    asked_at: float = 0.0
     waits: str = ""
     deaths: int = 0
     closed: str = ""
@@ -60,6 +62,7 @@ class Fleet:
     _feed: Any = field(init=False, default=None)
     _born: int = field(init=False, default=0)
     _failure: LimbeckError | OSError | None = field(init=False, default=None)
+    _absent: frozenset[int] = field(init=False, default=frozenset())
 
     def __enter__(self) -> "Fleet":
         import ray
@@ -139,23 +142,15 @@ class Fleet:
         import ray
 
         ray.get(self._feed.load.remote(plan))
+        self._absent = frozenset()
         for lane in self._lanes:
-            lane.closed = ""
-            for _ in range(self._crew(lane) if lane.coming is None else 0):
+            lane.closed = "" if lane.server is None or lane.base_url or lane.coming else lane.closed
+            for _ in range(self._crew(lane) if lane.coming is None and not lane.closed else 0):
                 self._hire(lane)
         ends: list[End] = []
-        stopped, before = False, -1
+        before = -1
         while True:
-            running = {actor.run.remote(self._feed): name for name, (_, actor) in self._workers.items()}
-            while running or self._is_awaited(stopped):
-                done, _ = ray.wait([*running, *(lane.coming for lane in self._coming)], timeout=POLL_S)
-                for ref in set(done) & running.keys():
-                    self._note_end(ref, running, ends)
-                self._welcome(running)
-                self._show(watch)
-                if stopping() and not stopped:
-                    stopped = True
-                    ray.get(self._feed.stop.remote())
+            self._round(ends, watch, stopping)
             if self._failure is not None:
                 raise self._failure
             if ray.get(self._feed.finished.remote()):
@@ -164,33 +159,49 @@ class Fleet:
             # of its own workers that had ended before: they would take the calls, and close without sending any.
             for name in [name for name, (lane, _) in self._workers.items() if lane.closed]:
                 self._bury(name)
-            # `stopped` stands beside the ends: a stop before a plan's first unit ends its workers as done.
             now: Progress = ray.get(self._feed.progress.remote())
             moved = now.sent + now.failed
-            stuck, before = moved == before, moved  # what is left fits no lane that is left
-            if stopped:
-                ends.append(End("stopped"))
-            if not self._workers or stuck or any(end.reason == "stopped" for end in ends):
+            stuck, before = moved == before or not self._workers, moved  # what is left fits no lane that is left
+            if _has_stopped(ends) or (stuck and not self._coming):
                 raise self._unfinished(ends)
         progress = self._progress()
         watch(progress)
         return progress
+
+    def _round(self, ends: list[End], watch: Callable[[Progress], None], stopping: Callable[[], bool]) -> None:
+        """All workers at work, until none has anything to do; `ends` grows by how they end, and by a stop."""
+        import ray
+
+        running = {actor.run.remote(self._feed): name for name, (_, actor) in self._workers.items()}
+        while running or self._is_awaited(ends):
+            done, _ = ray.wait([*running, *(lane.coming for lane in self._coming)], timeout=POLL_S)
+            for ref in set(done) & running.keys():
+                self._note_end(ref, running, ends)
+            changed = self._welcome(running)
+            self._show(watch)
+            if stopping() and not _has_stopped(ends):
+                # Beside the workers' own: a stop before a plan's first unit ends them as done.
+                ends.append(End("stopped"))
+                ray.get(self._feed.stop.remote())
+            if changed and not running:
+                return  # calls that waited for that lane may now be another's
 
     @property
     def _coming(self) -> list[Lane]:
         """Embedded teachers that do not serve yet."""
         return [lane for lane in self._lanes if lane.coming is not None]
 
-    def _is_awaited(self, stopped: bool) -> bool:
+    def _is_awaited(self, ends: Sequence[End]) -> bool:
         """Whether a teacher that does not serve yet has something to do."""
         import ray
 
-        if not self._coming or stopped or self._failure is not None:
+        if not self._coming or _has_stopped(ends) or self._failure is not None:
             return False
         return not ray.get(self._feed.finished.remote())
 
-    def _welcome(self, running: dict[Any, str]) -> None:
-        """Put workers before the embedded teachers that serve by now, and note what the others wait for."""
+    def _welcome(self, running: dict[Any, str]) -> bool:
+        """Put workers before the embedded teachers that serve by now, and note what the others wait for; whether that
+        has changed."""
         import ray
 
         for lane in self._coming:
@@ -199,15 +210,34 @@ class Fleet:
                 try:
                     lane.base_url, lane.node = _address(ref)
                 except LimbeckError as error:
-                    self._fail(error)
+                    self._give_up(lane, error)
                     continue
                 name = self._hire(lane)
                 assert name is not None
                 running[self._workers[name][1].run.remote(self._feed)] = name
-            elif not ray.wait([lane.placed], timeout=0)[0]:
-                lane.waits = "waits for free cores of the cluster"
-            else:
+            elif ray.wait([lane.placed], timeout=0)[0]:
                 lane.waits = ""
+            elif time.monotonic() - lane.asked_at > PLACED_S:
+                lane.waits = "waits for free cores of the cluster"
+        return self._tell_absent()
+
+    def _give_up(self, lane: Lane, error: LimbeckError) -> None:
+        """An embedded teacher does not start: the others go on without it, where there are any."""
+        lane.closed = error.message
+        if all(other.closed for other in self._lanes):
+            self._fail(error)
+
+    def _tell_absent(self) -> bool:
+        """Tell the feed of lanes that have closed, or do not work yet, lest calls are left to them alone; whether there
+        was something to tell."""
+        import ray
+
+        absent = frozenset(lane.number for lane in self._lanes if lane.closed or lane.waits)
+        if absent == self._absent:
+            return False
+        self._absent = absent
+        ray.get(self._feed.absent.remote(absent))
+        return True
 
     def _fail(self, error: LimbeckError | OSError) -> None:
         """The run ends; the workers first finish what they have sent, for it is paid for."""
@@ -260,6 +290,7 @@ class Fleet:
         if end.reason in ("closed", "exhausted"):
             # Its calls go back: a lane with another account, or one that is free, may take them.
             lane.closed = end.detail if end.reason == "closed" else ""
+            self._tell_absent()
             self._bury(name)
         elif end.reason == "failed":
             raise LimbeckError(end.detail, "what was paid for is in the journal; run again to resume")
@@ -306,6 +337,8 @@ class Fleet:
             "unreachable": "check base_url and that the server runs, then run again",
             "misdirected": "check base_url (it ends in /v1) and the model's name",
         }
+        if all(lane.server is not None for lane in self._lanes if lane.closed):
+            hints["unreachable"] = "a local teacher has ended, most often for want of memory; run again to go on"
         hint = next((text for kind, text in hints.items() if kind in why), "run again later to resume")
         return LaneUnusable(f"no lane can be used: {why or 'workers ended early'}", hint)
 
@@ -321,6 +354,10 @@ class Fleet:
         for actor in actors:
             ray.kill(actor)
         self._workers.clear()
+
+
+def _has_stopped(ends: Sequence[End]) -> bool:
+    return any(end.reason == "stopped" for end in ends)
 
 
 def _get(ref: Any) -> Any:
@@ -342,6 +379,7 @@ def _open_server(lane: Lane, servers: int) -> None:
     threads = max(1, cores // servers)
     actor = ray.remote(embedded.LlamaServer).options(num_cpus=min(threads, cores / servers), max_restarts=0)
     lane.server = actor.remote(str(gguf_weights(lane.teacher.model)), threads)
+    lane.asked_at = time.monotonic()
     lane.placed, lane.coming = lane.server.is_placed.remote(), lane.server.address.remote()
 
 

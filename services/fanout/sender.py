@@ -191,8 +191,8 @@ class Sender:
         try:
             await self._see_through(case)
         except Halted as halted:
-            unfit = case.last in OF_THE_CALL
-            halted.trace = Trace(case.sent, case.last is not None and isinstance(halted, Moved), unfit)
+            tried = isinstance(halted, Moved) and case.last is not None
+            halted.trace = Trace(case.sent, tried, tried and case.last in OF_THE_CALL)
             raise
 
     async def _see_through(self, case: Case) -> None:

@@ -28,8 +28,8 @@ class Errand(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What became of a call that its lane did not answer. sent: it has left; tried: in vain, so that it shall not come
-    back while another lane has not; unfit: nor after that, for the lane does not take calls like it."""
+    """What became of a call that its lane did not answer. sent: it has left; tried: in vain, so that no other lane
+    passes it on to this one; unfit: the lane does not take such a call, and gets it back only for its verdict."""
 
     sent: bool = False
     tried: bool = False
@@ -101,7 +101,9 @@ class Units:
     _lane: dict[str, int] = field(default_factory=dict)
     _sent: set[bytes] = field(default_factory=set)  # calls that have left, and went on to another worker
     _tried: dict[bytes, set[int]] = field(default_factory=dict)  # lanes that refused a call, or failed it
-    _unfit: dict[bytes, set[int]] = field(default_factory=dict)  # of those, lanes that never take it
+    _unfit: dict[bytes, set[int]] = field(default_factory=dict)  # of those, lanes that do not take it
+    _gone: frozenset[int] = frozenset()  # lanes that do not work now
+    _barren: set[int] = field(default_factory=set)  # lanes that take none of the many calls that wait
     _idle: dict[str, int] = field(default_factory=dict)  # calls that workers could start, but for want of any
     _doubtful: dict[str, list[Call]] = field(default_factory=dict)
     _cut: int = 0
@@ -124,9 +126,12 @@ class Units:
             elif self._is_new(call):
                 (batch if self._takes(lane, call) else self._returned).append(call)
         if not batch:
+            if size and len(self._returned) >= LOOK_AHEAD:
+                self._barren.add(lane)
             if size and not self.is_over:
                 self._idle[worker] = size
             return None
+        self._barren.clear()
         self._cut += 1
         unit = Unit(self._cut, tuple(self._errand(lane, call) for call in batch))
         self._held.setdefault(worker, {})[unit.number] = unit
@@ -144,13 +149,22 @@ class Units:
 
     def _takes(self, lane: int, call: Call) -> bool:
         """Whether a lane may have a call now. One that it failed to answer before is left to the others first."""
-        if not self._fits(lane, call):
+        if not self.fits(lane, call) or (self._is_unfit(lane, call) and self._is_open(call)):
             return False
         failed = [self._failed(number, call) for number in range(len(self.models))]
         return not failed[lane] or all(failed) or self.exhausted or len(self._returned) >= LOOK_AHEAD
 
-    def _fits(self, lane: int, call: Call) -> bool:
-        return self.fits(lane, call) and not (self._unfit and lane in self._unfit.get(_mark(call.content()), ()))
+    def _is_unfit(self, lane: int, call: Call) -> bool:
+        return bool(self._unfit) and lane in self._unfit.get(_mark(call.content()), ())
+
+    def _is_open(self, call: Call) -> bool:
+        """Whether a lane that works may yet take a call that others do not."""
+        working = (n for n in range(len(self.models)) if n not in self._gone)
+        return any(self.fits(n, call) and not self._is_unfit(n, call) for n in working)
+
+    def absent(self, lanes: frozenset[int]) -> None:
+        """The lanes that do not work now: nothing is left to them alone that another could give a verdict on."""
+        self._gone = lanes
 
     def _failed(self, lane: int, call: Call) -> bool:
         return self.has_failed(call_key(self.models[lane], call.content()))
@@ -158,8 +172,8 @@ class Units:
     def _errand(self, lane: int, call: Call) -> Errand:
         mark = _mark(call.content())
         tried = self._tried.get(mark, set())
-        others = (n for n in range(len(self.models)) if n != lane and n not in tried)
-        could = tuple(n for n in others if self._fits(n, call) and not self._failed(n, call))
+        others = (n for n in range(len(self.models)) if n != lane and n not in tried and n not in self._gone)
+        could = tuple(n for n in others if self.fits(n, call) and not self._failed(n, call))
         return Errand(call, self._failed(lane, call), mark in self._sent, could)
 
     def _is_new(self, call: Call) -> bool:
@@ -191,6 +205,7 @@ class Units:
         if len(left) < len(unit.errands):
             self._held[worker][number] = replace(unit, errands=left)
             self._returned.append(call)
+            self._barren.clear()
             self.note(worker, call, trace)
 
     def note(self, worker: str, call: Call, trace: Trace) -> None:
@@ -205,8 +220,9 @@ class Units:
     @property
     def is_over(self) -> bool:
         """Whether no more calls will come: nobody holds one that may yet be given back, and the plan is through, or so
-        many wait for a lane that is gone that no more are looked at."""
-        return (self.exhausted or len(self._returned) >= LOOK_AHEAD) and not any(self._held.values())
+        many wait that no more are looked at, and no lane that works takes one."""
+        stranded = self._barren >= set(range(len(self.models))) - self._gone
+        return (self.exhausted or (bool(self._barren) and stranded)) and not any(self._held.values())
 
     def done(self, worker: str, number: int) -> None:
         self._held.get(worker, {}).pop(number, None)
@@ -229,6 +245,7 @@ class Units:
             if not any(answered(call_key(model, call.content())) for model in self.models)
         ]
         self._returned.extend(lost)
+        self._barren.clear()
         return len(lost)
 
     @property

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from schemas.money import Amount
+from schemas.job import Budget
+from schemas.money import Amount, nano_usd
 
 NOTHING = Amount()
 CAPS = ("budget.usd", "budget.tokens", "budget.calls")  # as a spec names them
@@ -21,6 +22,13 @@ class Caps(NamedTuple):
     @property
     def any(self) -> bool:
         return any(cap is not None for cap in self)
+
+
+def caps_of(budget: Budget | None) -> Caps:
+    """The spec's budget as the ledger counts it."""
+    if budget is None:
+        return Caps()
+    return Caps(None if budget.usd is None else nano_usd(budget.usd), budget.tokens, budget.calls)
 
 
 class Excess(NamedTuple):

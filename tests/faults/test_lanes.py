@@ -35,6 +35,37 @@ def test_a_teacher_that_nobody_serves_is_told_and_what_never_left_is_no_repeat(
     assert [line for line in said.warnings if line.startswith("openai/gone: closed, unreachable")]
 
 
+def test_a_row_that_the_only_lane_left_refuses_is_rejected_and_a_closed_lane_does_not_keep_the_run_from_its_end(
+    job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    with teacher_server("--status", "401") as dead, teacher_server("--poison", "400:0.3") as choosy:
+        lanes = [{**lane(dead), "model": "dead"}, lane(choosy)]
+        said = run_it(job(questions(jsonl, 60), teachers=lanes), tmp_path / "run")
+        bill = choosy.bill()
+    refused = said.rows.rejected["bad_request"]
+    assert said.rows.accepted + refused == 60 and said.rows.accepted == bill["calls"] and 5 < refused < 35
+    assert said.absent.keys() == {"openai/dead"}
+
+
+def test_a_killed_worker_s_bad_requests_are_judged_by_the_next(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    kill = KillAt("Worker", 60)
+    with teacher_server("--rpm", "1200", "--poison", "400:0.3") as choosy:
+        said = run_it(job(questions(jsonl, 200), teachers=[lane(choosy)]), tmp_path / "run", watch=kill)
+    assert kill.killed and said.rows.accepted + said.rows.rejected["bad_request"] == 200
+    assert said.calls.done == 200
+
+
+def test_a_local_teacher_that_does_not_load_leaves_the_work_to_the_others(
+    job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    pytest.importorskip("xllamacpp")
+    (tmp_path / "junk.gguf").write_bytes(b"GGUF" + bytes(64))
+    junk = {"provider": "embedded", "model": str(tmp_path / "junk.gguf"), "free": True}
+    with teacher_server() as teacher:
+        said = run_it(answers(job, questions(jsonl, 10), 8, teachers=[junk, lane(teacher)]), tmp_path / "run")
+    assert said.rows.accepted == 10 and "cannot load junk.gguf" in said.absent["embedded/junk"]
+
+
 def test_a_row_that_is_too_large_for_one_teacher_is_answered_by_another(
     job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
@@ -99,12 +130,18 @@ def test_where_calls_move_from_a_slow_lane_to_a_fast_one_a_killed_actor_costs_no
 
 
 def test_the_cap_that_a_run_has_reached_is_named(job: Write, jsonl: Write, tmp_path: Path) -> None:
-    with teacher_server("--price", "1:1") as teacher:
+    with teacher_server("--price", "1:1") as teacher, teacher_server("--status", "401") as dead:
         budget = {"usd": 1, "calls": 10}
-        spec = job(questions(jsonl, 30), teachers=[{**lane(teacher), **PRICE}], budget=budget)
+        # Slow enough that the dead one is asked before the cap is reached, and once alone.
+        lanes = [
+            {**lane(teacher, limits={"rpm": 60}), **PRICE},
+            {**lane(dead, limits={"concurrency": 1}), "model": "dead"},
+        ]
+        spec = job(questions(jsonl, 30), teachers=lanes, budget=budget)
         with pytest.raises(BudgetExhausted) as caught:
             run_it(spec, tmp_path / "run")
-        assert teacher.bill()["calls"] == 10
+        assert teacher.bill()["calls"] + dead.bill()["refused_total"] == 10
     assert caught.value.hint.startswith("raise budget.calls and run")
     said = Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_text())
-    assert said.state == "exhausted" and said.calls.answered == 10
+    assert said.state == "exhausted" and said.calls.sent == 10
+    assert [line for line in said.warnings if line.startswith("openai/dead: closed, auth")]  # of that, too

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,25 +108,62 @@ def test_a_call_that_its_lane_refused_does_not_come_back_to_it_and_has_been_sent
     assert [(e.sent, e.others) for e in second.errands] == [(True, ()), (False, (0,))]
 
 
-def test_a_call_that_a_lane_does_not_take_waits_for_another_and_is_left_where_none_takes_it() -> None:
+UNFIT = Trace(sent=True, tried=True, unfit=True)
+
+
+def test_a_call_that_a_lane_does_not_take_waits_for_another_lane() -> None:
     units = Units(Numbers([1, 2]), ["a", "b"], lambda key: False)
     first = units.next("w", lane=0)
     assert first is not None
-    units.give_back("w", first.number, first.calls[0], Trace(sent=True, tried=True, unfit=True))
+    units.give_back("w", first.number, first.calls[0], UNFIT)
     units.done("w", first.number)
     assert units.next("w", lane=0) is None
     second = units.next("x", lane=1)
-    assert second is not None and [(e.call.row, e.others) for e in second.errands] == [("1", ())]
-    units.give_back("x", second.number, second.calls[0], Trace(unfit=True))
-    units.done("x", second.number)
-    assert units.next("w", lane=0) is None and units.next("x", lane=1) is None
-    assert units.is_over and not units.finished
+    assert second is not None and [(e.call.row, e.sent, e.others) for e in second.errands] == [("1", True, ())]
 
 
-def test_where_so_many_wait_for_a_lane_that_is_gone_that_no_more_are_looked_at_nobody_waits_for_ever() -> None:
-    units = Units(Numbers(list(range(LOOK_AHEAD + 5))), ["a", "b"], lambda key: False, fits=lambda lane, _: lane == 1)
-    assert units.next("w", lane=0) is None and units.next("w", lane=0) is None
-    assert not units.exhausted and units.is_over and not units.finished
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_where_the_other_lane_is_gone_the_first_gives_the_verdict(when: str) -> None:
+    units = Units(Numbers([1]), ["a", "b"], lambda key: False)
+    if when == "before":
+        units.absent(frozenset({1}))
+    first = units.next("w", lane=0)
+    assert first is not None and first.errands[0].others == ((1,) if when == "after" else ())
+    units.give_back("w", first.number, first.calls[0], UNFIT)
+    units.done("w", first.number)
+    units.absent(frozenset({1}))
+    last = units.next("w", lane=0)
+    assert last is not None and [(e.call.row, e.others) for e in last.errands] == [("1", ())]
+    units.done("w", last.number)
+    assert units.finished
+
+
+def test_what_a_dead_worker_doubted_goes_to_the_next_of_its_lane() -> None:
+    units = Units(Numbers([1]), ["m"], lambda key: False)
+    first = units.next("w")
+    assert first is not None
+    units.doubt("w", first.calls[0], Trace(sent=True))
+    units.done("w", first.number)
+    units.bury("w", lambda key: False)
+    again = units.next("x")
+    assert again is not None and rows(again) == [1]
+
+
+def test_where_many_wait_for_a_lane_that_is_gone_nobody_waits_for_ever() -> None:
+    small = 20  # calls, the last, are all that lane 0 takes; it asks first, and finds none among those looked at
+    count = LOOK_AHEAD + LARGEST + small
+    units = Units(
+        Numbers([*range(count)]),
+        ["a", "b"],
+        lambda key: False,
+        fits=lambda lane, call: lane == 1 or int(call.row) >= count - small,
+    )
+    assert units.next("w", lane=0) is None and not units.is_over  # the other has yet to ask
+    taken = units.next("x", lane=1)
+    assert taken is not None and units.next("w", lane=0) is None and not units.is_over
+    units.bury("x", lambda key: False)
+    units.absent(frozenset({1}))
+    assert units.next("w", lane=0) is None and units.is_over and not units.finished
 
 
 def test_another_worker_of_the_same_lane_is_idle_too() -> None:
