@@ -67,6 +67,8 @@ def fit(
         _fitted(trainer, work, watch, stopping)
     except ray.train.TrainingFailedError as error:
         raise _failure(work, error) from None
+    except ray.exceptions.RayError as error:
+        raise _lost(error) from None
     finally:
         shutil.rmtree(work / "ray_train", ignore_errors=True)
     if (error := _own_error(work)) is not None:
@@ -143,13 +145,23 @@ def _fitted(trainer: Any, work: Path, watch: Callable[[dict[str, Any]], None], s
 
 
 def outcome_of(ref: Any) -> Any:
-    """`ray.get` with our own errors as they were raised there."""
+    """`ray.get` with our own errors as they were raised there, and one of ours where the process is gone."""
     import ray
 
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
         raise raised_there(error) from None
+    except ray.exceptions.RayError as error:
+        raise _lost(error) from None
+
+
+def _lost(error: BaseException) -> LimbeckError:
+    """Ray, or a process of it that cannot be replaced, is gone."""
+    return LimbeckError(
+        f"Ray lost a process that this needs ({type(error).__name__})",
+        "most often for want of memory; run the same command again: it goes on from what is on disk",
+    )
 
 
 def _failure(work: Path, error: BaseException) -> LimbeckError:

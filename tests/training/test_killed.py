@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import transformers
 import yaml
@@ -92,6 +93,22 @@ def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(
     for name in ("loss_before", "loss_after", "rouge_l_before", "rouge_l_after", "steps"):
         assert quiet[name] == killed[name]
     assert not (out / ".work" / "trainer").exists()
+
+
+def test_a_training_that_loses_its_controller_says_so_and_goes_on_when_it_is_run_again(
+    command: Command, limbeck: Limbeck, undisturbed: Path, spec: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "lost"
+    running = limbeck.start("train", spec, "--out", out)
+    reached(out, 50)
+    controller = [p for p in psutil.Process(running.pid).children(recursive=True) if "TrainController" in p.name()]
+    for one in controller:
+        one.kill()
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 1 and "Ray lost a process" in said and "Traceback" not in said
+    done = command("train", spec, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert curve(out / "student") == curve(undisturbed)
 
 
 def test_a_training_that_loses_a_machine_goes_on_with_what_is_left_and_learns_the_same(
