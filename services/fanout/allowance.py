@@ -211,10 +211,11 @@ class Allowance:
 
     def _able(self, waiting: int, typical: Demand | None, now: Seconds) -> int:
         """Of the calls that wait, those that nothing but a limit keeps: leases for others would gather until the money
-        is there, or the server again, and leave together. One may feel for a server that is away."""
+        is there, or the server again, and leave together. One may feel for a server that is away, if it is paid for: a
+        lease that waits for money would keep it from a worker that has the money, and waits for the lease."""
         if self.reach.is_lost:
-            return min(waiting, 1)
-        if now < self._pause_until:
+            waiting = min(waiting, 1)
+        elif now < self._pause_until:
             return 0
         if typical is None or not (self.banked and self._is_short):
             return waiting

@@ -23,7 +23,7 @@ from services.ledger.cashier import cashier
 from services.teachers import embedded
 
 POLL_S = 0.25
-PLACED_S = 10.0  # for an actor's process to start; after that it is cores that it waits for
+PLACED_S = 20.0  # for an actor's process to start; after that it is cores that it waits for
 REPLACEMENTS = 5  # deaths of workers in one lane before the run gives up
 LIGHT = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}  # API-bound: asks for no cores, repeats nothing
 
@@ -150,6 +150,7 @@ class Fleet:
         ends: list[End] = []
         before = -1
         while True:
+            known = self._absent
             self._round(ends, watch, stopping)
             if self._failure is not None:
                 raise self._failure
@@ -161,7 +162,9 @@ class Fleet:
                 self._bury(name)
             now: Progress = ray.get(self._feed.progress.remote())
             moved = now.sent + now.failed
-            stuck, before = moved == before or not self._workers, moved  # what is left fits no lane that is left
+            # What is left fits no lane that is left. Not so where lanes have closed since: others may now have it.
+            stuck = not self._workers or (moved == before and self._absent == known)
+            before = moved
             if _has_stopped(ends) or (stuck and not self._coming):
                 raise self._unfinished(ends)
         progress = self._progress()
@@ -172,19 +175,20 @@ class Fleet:
         """All workers at work, until none has anything to do; `ends` grows by how they end, and by a stop."""
         import ray
 
+        known = self._absent
         running = {actor.run.remote(self._feed): name for name, (_, actor) in self._workers.items()}
         while running or self._is_awaited(ends):
             done, _ = ray.wait([*running, *(lane.coming for lane in self._coming)], timeout=POLL_S)
             for ref in set(done) & running.keys():
                 self._note_end(ref, running, ends)
-            changed = self._welcome(running)
+            self._welcome(running)
             self._show(watch)
             if stopping() and not _has_stopped(ends):
                 # Beside the workers' own: a stop before a plan's first unit ends them as done.
                 ends.append(End("stopped"))
                 ray.get(self._feed.stop.remote())
-            if changed and not running:
-                return  # calls that waited for that lane may now be another's
+            if self._absent != known and not running:
+                return  # calls that waited for another lane may now be its own
 
     @property
     def _coming(self) -> list[Lane]:
@@ -199,9 +203,8 @@ class Fleet:
             return False
         return not ray.get(self._feed.finished.remote())
 
-    def _welcome(self, running: dict[Any, str]) -> bool:
-        """Put workers before the embedded teachers that serve by now, and note what the others wait for; whether that
-        has changed."""
+    def _welcome(self, running: dict[Any, str]) -> None:
+        """Put workers before the embedded teachers that serve by now, and note what the others wait for."""
         import ray
 
         for lane in self._coming:
@@ -218,26 +221,23 @@ class Fleet:
             elif ray.wait([lane.placed], timeout=0)[0]:
                 lane.waits = ""
             elif time.monotonic() - lane.asked_at > PLACED_S:
-                lane.waits = "waits for free cores of the cluster"
-        return self._tell_absent()
+                lane.waits = "has not started, most often for want of free cores"
+        self._tell_absent()
 
     def _give_up(self, lane: Lane, error: LimbeckError) -> None:
         """An embedded teacher does not start: the others go on without it, where there are any."""
         lane.closed = error.message
-        if all(other.closed for other in self._lanes):
+        if len(self._lanes) == 1:
             self._fail(error)
 
-    def _tell_absent(self) -> bool:
-        """Tell the feed of lanes that have closed, or do not work yet, lest calls are left to them alone; whether there
-        was something to tell."""
+    def _tell_absent(self) -> None:
+        """Tell the feed of lanes that have closed, or do not work yet, lest calls are left to them alone."""
         import ray
 
         absent = frozenset(lane.number for lane in self._lanes if lane.closed or lane.waits)
-        if absent == self._absent:
-            return False
-        self._absent = absent
-        ray.get(self._feed.absent.remote(absent))
-        return True
+        if absent != self._absent:
+            self._absent = absent
+            ray.get(self._feed.absent.remote(absent))
 
     def _fail(self, error: LimbeckError | OSError) -> None:
         """The run ends; the workers first finish what they have sent, for it is paid for."""
@@ -289,7 +289,8 @@ class Fleet:
             return None
         if end.reason in ("closed", "exhausted"):
             # Its calls go back: a lane with another account, or one that is free, may take them.
-            lane.closed = end.detail if end.reason == "closed" else ""
+            if end.reason == "closed":
+                lane.closed = end.detail
             self._tell_absent()
             self._bury(name)
         elif end.reason == "failed":
@@ -335,6 +336,7 @@ class Fleet:
             "auth": "check the key that api_key names",
             "out_of_money": "top the account up, then run again",
             "unreachable": "check base_url and that the server runs, then run again",
+            "did not start": "check free memory (the weights of a local teacher and 1 GiB), then run again",
             "misdirected": "check base_url (it ends in /v1) and the model's name",
         }
         if all(lane.server is not None for lane in self._lanes if lane.closed):
@@ -392,8 +394,7 @@ def _address(coming: Any) -> tuple[str, str]:
         return found
     except ray.exceptions.RayActorError as error:
         raise LimbeckError(
-            f"the embedded teacher did not start: {str(error).strip().splitlines()[-1][:200]}",
-            "check free memory (the weights and 1 GiB), then run again",
+            f"the local teacher did not start ({type(error).__name__})", "check free memory (the weights and 1 GiB)"
         ) from None
 
 

@@ -104,6 +104,7 @@ class Units:
     _unfit: dict[bytes, set[int]] = field(default_factory=dict)  # of those, lanes that do not take it
     _gone: frozenset[int] = frozenset()  # lanes that do not work now
     _barren: set[int] = field(default_factory=set)  # lanes that take none of the many calls that wait
+    _buried: set[str] = field(default_factory=set)
     _idle: dict[str, int] = field(default_factory=dict)  # calls that workers could start, but for want of any
     _doubtful: dict[str, list[Call]] = field(default_factory=dict)
     _cut: int = 0
@@ -221,8 +222,15 @@ class Units:
     def is_over(self) -> bool:
         """Whether no more calls will come: nobody holds one that may yet be given back, and the plan is through, or so
         many wait that no more are looked at, and no lane that works takes one."""
-        stranded = self._barren >= set(range(len(self.models))) - self._gone
-        return (self.exhausted or (bool(self._barren) and stranded)) and not any(self._held.values())
+        stranded = bool(self._barren) and self._barren >= self._asking
+        return (self.exhausted or stranded) and not any(self._held.values())
+
+    @property
+    def _asking(self) -> set[int]:
+        """Lanes that work and may yet ask: all but those whose workers are buried, as where their money is used up."""
+        had = set(self._lane.values())
+        have = {lane for worker, lane in self._lane.items() if worker not in self._buried}
+        return set(range(len(self.models))) - self._gone - (had - have)
 
     def done(self, worker: str, number: int) -> None:
         self._held.get(worker, {}).pop(number, None)
@@ -236,6 +244,7 @@ class Units:
         """Take back what a dead worker held, less what its journal segment holds, and what it may have failed for
         reasons of its own; the number of calls returned."""
         self._idle.pop(worker, None)
+        self._buried.add(worker)
         doubtful = self._doubtful.pop(worker, [])
         self.failed -= len(doubtful)  # their lane counted them, and another one asks again
         lost = doubtful + [

@@ -7,7 +7,7 @@ import pytest
 from runs import KillAt, Write, lane, questions, run_it
 from teacher_server import teacher_server
 
-from schemas.errors import BudgetExhausted
+from schemas.errors import BudgetExhausted, LaneUnusable
 from schemas.manifest import Manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -33,6 +33,14 @@ def test_a_teacher_that_nobody_serves_is_told_and_what_never_left_is_no_repeat(
     assert said.calls.retried == said.calls.sent - 200 == bill["refused_total"]
     assert said.absent.keys() == {"openai/gone"} and "unreachable" in said.absent["openai/gone"]
     assert [line for line in said.warnings if line.startswith("openai/gone: closed, unreachable")]
+
+
+def test_a_slow_lane_with_a_budget_that_nobody_serves_is_given_up(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    """One worker held the only request and no money, the other the money and no request, for ever."""
+    gone = {"provider": "openai", "model": "gone", "base_url": "http://127.0.0.1:9/v1", "limits": {"rpm": 120}, **PRICE}
+    spec = job(questions(jsonl, 60), teachers=[gone], budget={"usd": 1}, sampling={"max_tokens": 16})
+    with pytest.raises(LaneUnusable, match="unreachable"):
+        run_it(spec, tmp_path / "run", workers=2)
 
 
 def test_a_row_that_the_only_lane_left_refuses_is_rejected_and_a_closed_lane_does_not_keep_the_run_from_its_end(

@@ -6,10 +6,14 @@ import pytest
 from test_sender import ANSWER, LANE, Played, calls, refused, renewed, sender
 
 from schemas.call import Reply, VerdictKind
+from schemas.lane import PriceSpec
 from schemas.money import Amount
+from services.admission.charging import Charging
+from services.admission.lease import Grant
 from services.fanout import allowance, reach
 from services.fanout.reach import BLIP_S, IN_A_ROW, LEAST, PROBE_S, Reach
 from services.fanout.size import worst_case
+from services.ledger.books import Advance
 
 AWAY, THERE = VerdictKind.UNREACHABLE, VerdictKind.TRANSIENT
 
@@ -61,6 +65,22 @@ def test_a_call_that_is_still_out_does_not_keep_others_from_feeling_for_the_serv
     assert lane.may_start(call, 0.1 + PROBE_S)
     lane.start(call, 0.1 + PROBE_S)
     assert not lane.may_start(call, 0.2 + PROBE_S) and lane.may_start(call, 0.1 + 2 * PROBE_S)
+
+
+def test_who_feels_for_a_server_without_money_leaves_the_rate_to_whoever_has_some() -> None:
+    lane = allowance.Allowance("run", "w", {"requests": 120.0}, None, governed=True, banked=True)
+    priced = LANE.model_copy(update={"free": False, "price": PriceSpec(input=1.0, output=1.0)})
+    call = worst_case(calls(1)[0], priced.rates)
+    lane.granted(Grant({"requests": IN_A_ROW + 1.0}, {"requests": 9.0}, 9, Charging.REFUND, 0.0), 0.0)
+    for _ in range(IN_A_ROW):
+        lane.settle(lane.start(call, 0.0), refused(AWAY), Amount(), 0.0, 0.1)
+    lane.account(5, call, 1.0)
+    lane.advanced(Advance(), 1.0)
+    report = lane.report(5, call, 1.0)
+    assert lane.reach.is_lost and report.wanted == {} and report.returned["requests"] >= 1.0
+    lane.account(5, call, 1.0)
+    lane.advanced(Advance(call.money), 1.0)
+    assert lane.report(5, call, 1.0).wanted["requests"] == 1.0
 
 
 def test_a_server_that_comes_back_gets_all_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
