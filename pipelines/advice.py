@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 
 from schemas.call import VerdictKind
+from schemas.manifest import SPENT
 
 FINAL = {kind for kind in VerdictKind if kind.retried} | {VerdictKind.BAD_REQUEST}
 UNUSABLE = ("unparsable", "schema_mismatch", "empty_answer", "malformed_answer", "truncated", "refused")
 NEAR, UNUSED, FAILED = "dropped as near duplicates", "answers cannot be used", "rows have no answer from a teacher"
-GONE = "its calls went to the others"
+GONE = "did not see the run through"
 OURS = (NEAR, UNUSED, FAILED)
 
 
@@ -35,9 +36,10 @@ def advice(accepted: int, rejected: Mapping[str, int], still_open: int = 0) -> l
 
 
 def gone(absent: Mapping[str, str], teachers: int) -> list[str]:
-    """A line for each of the teachers that does not work, and why. None where none of them works: the run then ends
-    with just that."""
-    return [f"{name}: {why}; {GONE}" for name, why in absent.items()] if len(absent) < teachers else []
+    """A line for each of the teachers that does not work, and why. None where none of them works, or where it is the
+    budget: the run then ends with just that."""
+    told = {name: why for name, why in absent.items() if why != SPENT}
+    return [f"{name} {GONE}: {why}" for name, why in told.items()] if len(told) < teachers else []
 
 
 def beyond_the_plan(hidden: int, overlong: int) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 ASKING = ("instructions", "responses", "answers")  # stages that call teachers
+SPENT = "is not asked: the budget does not cover another call of it"
 State = Literal["running", "finished", "failed", "exhausted", "interrupted"]
 
 

@@ -42,10 +42,10 @@ class Feed:
         unit = self._units.next(worker, lane, wanted)
         return unit, unit is None and self._units.is_over
 
-    async def absent(self, lanes: frozenset[int]) -> None:
-        """The lanes that do not work now."""
+    async def absent(self, gone: frozenset[int], over: frozenset[int]) -> None:
+        """The lanes that do not work now, and those that take no more calls of this plan."""
         assert self._units is not None
-        self._units.absent(lanes)
+        self._units.absent(gone, over)
 
     async def give_back(self, worker: str, number: int, call: Call, trace: Trace) -> None:
         """A call of a unit that its worker does not see through, for somebody else."""

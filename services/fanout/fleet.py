@@ -9,6 +9,7 @@ from typing import Any
 
 from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError, SpecError, raised_there
 from schemas.lane import Teacher
+from schemas.manifest import SPENT
 from schemas.weights import gguf_weights
 from services import cluster
 from services.fanout.feed import Feed
@@ -22,6 +23,7 @@ from services.ledger.books import Caps, Excess
 from services.ledger.cashier import cashier
 from services.teachers import embedded
 
+NONE_ABSENT: tuple[frozenset[int], frozenset[int]] = frozenset(), frozenset()
 POLL_S = 0.25
 PLACED_S = 20.0  # for an actor's process to start; after that it is cores that it waits for
 REPLACEMENTS = 5  # deaths of workers in one lane before the run gives up
@@ -43,6 +45,7 @@ class Lane:
     waits: str = ""
     deaths: int = 0
     closed: str = ""
+    spent: bool = False  # the budget does not cover another call of it
 
 
 @dataclass(slots=True)
@@ -62,7 +65,7 @@ class Fleet:
     _feed: Any = field(init=False, default=None)
     _born: int = field(init=False, default=0)
     _failure: LimbeckError | OSError | None = field(init=False, default=None)
-    _absent: frozenset[int] = field(init=False, default=frozenset())
+    _absent: tuple[frozenset[int], frozenset[int]] = field(init=False, default=NONE_ABSENT)
 
     def __enter__(self) -> "Fleet":
         import ray
@@ -142,9 +145,10 @@ class Fleet:
         import ray
 
         ray.get(self._feed.load.remote(plan))
-        self._absent = frozenset()
+        self._absent = NONE_ABSENT
         for lane in self._lanes:
             lane.closed = "" if lane.server is None or lane.base_url or lane.coming else lane.closed
+            lane.spent = False
             for _ in range(self._crew(lane) if lane.coming is None and not lane.closed else 0):
                 self._hire(lane)
         ends: list[End] = []
@@ -231,13 +235,17 @@ class Fleet:
             self._fail(error)
 
     def _tell_absent(self) -> None:
-        """Tell the feed of lanes that have closed, or do not work yet, lest calls are left to them alone."""
+        """Tell the feed of lanes that do not work, lest calls are left to them alone, and of those that will not again
+        before the next plan."""
         import ray
 
-        absent = frozenset(lane.number for lane in self._lanes if lane.closed or lane.waits)
-        if absent != self._absent:
-            self._absent = absent
-            ray.get(self._feed.absent.remote(absent))
+        staffed = {lane.number for lane, _ in self._workers.values()}
+        gone = frozenset(lane.number for lane in self._lanes if lane.closed or lane.waits)
+        spent = {lane.number for lane in self._lanes if lane.spent} - staffed
+        over = frozenset(spent | {lane.number for lane in self._lanes if lane.closed})
+        if (gone, over) != self._absent:
+            self._absent = gone, over
+            ray.get(self._feed.absent.remote(gone, over))
 
     def _fail(self, error: LimbeckError | OSError) -> None:
         """The run ends; the workers first finish what they have sent, for it is paid for."""
@@ -253,7 +261,7 @@ class Fleet:
         now: Progress = ray.get(self._feed.progress.remote())
         names = [lane.teacher.name for lane in self._lanes]
         for lane in self._lanes:
-            if why := f"closed, {lane.closed}" if lane.closed else lane.waits:
+            if why := f"closed, {lane.closed}" if lane.closed else SPENT if lane.spent else lane.waits:
                 name = lane.teacher.name
                 now.absent[name if names.count(name) == 1 else f"{name} (teachers.{lane.number})"] = why
         return now
@@ -291,8 +299,9 @@ class Fleet:
             # Its calls go back: a lane with another account, or one that is free, may take them.
             if end.reason == "closed":
                 lane.closed = end.detail
-            self._tell_absent()
+            lane.spent |= end.reason == "exhausted"
             self._bury(name)
+            self._tell_absent()
         elif end.reason == "failed":
             raise LimbeckError(end.detail, "what was paid for is in the journal; run again to resume")
         return end
@@ -342,6 +351,8 @@ class Fleet:
         if all(lane.server is not None for lane in self._lanes if lane.closed):
             hints["unreachable"] = "a local teacher has ended, most often for want of memory; run again to go on"
         hint = next((text for kind, text in hints.items() if kind in why), "run again later to resume")
+        if why and not all(lane.closed for lane in self._lanes):
+            return LaneUnusable(f"what is left no other lane takes; {why}", hint)
         return LaneUnusable(f"no lane can be used: {why or 'workers ended early'}", hint)
 
     def __exit__(self, *exc: object) -> None:

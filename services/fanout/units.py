@@ -103,8 +103,8 @@ class Units:
     _tried: dict[bytes, set[int]] = field(default_factory=dict)  # lanes that refused a call, or failed it
     _unfit: dict[bytes, set[int]] = field(default_factory=dict)  # of those, lanes that do not take it
     _gone: frozenset[int] = frozenset()  # lanes that do not work now
-    _barren: set[int] = field(default_factory=set)  # lanes that take none of the many calls that wait
-    _buried: set[str] = field(default_factory=set)
+    _over: frozenset[int] = frozenset()  # lanes that take no more calls of this plan
+    _left: bool = False  # whether there were calls that only such a lane could take
     _idle: dict[str, int] = field(default_factory=dict)  # calls that workers could start, but for want of any
     _doubtful: dict[str, list[Call]] = field(default_factory=dict)
     _cut: int = 0
@@ -125,18 +125,23 @@ class Units:
             if call is None:
                 self.exhausted = True
             elif self._is_new(call):
-                (batch if self._takes(lane, call) else self._returned).append(call)
+                self._sort(call, batch if self._takes(lane, call) else self._returned)
         if not batch:
-            if size and len(self._returned) >= LOOK_AHEAD:
-                self._barren.add(lane)
             if size and not self.is_over:
                 self._idle[worker] = size
             return None
-        self._barren.clear()
         self._cut += 1
         unit = Unit(self._cut, tuple(self._errand(lane, call) for call in batch))
         self._held.setdefault(worker, {})[unit.number] = unit
         return unit
+
+    def _sort(self, call: Call, place: "list[Call] | deque[Call]") -> None:
+        """Keep a call for a lane; one that none will take is left to the next start."""
+        working = (lane for lane in range(len(self.models)) if lane not in self._over)
+        if not self._over or any(self._may_take(lane, call) for lane in working):
+            place.append(call)
+        else:
+            self._left = True
 
     def _taken_back(self, lane: int, size: int) -> list[Call]:
         """Calls that a dead worker held, that were too large for another lane, or that it gave back."""
@@ -150,10 +155,13 @@ class Units:
 
     def _takes(self, lane: int, call: Call) -> bool:
         """Whether a lane may have a call now. One that it failed to answer before is left to the others first."""
-        if not self.fits(lane, call) or (self._is_unfit(lane, call) and self._is_open(call)):
+        if not self._may_take(lane, call):
             return False
         failed = [self._failed(number, call) for number in range(len(self.models))]
         return not failed[lane] or all(failed) or self.exhausted or len(self._returned) >= LOOK_AHEAD
+
+    def _may_take(self, lane: int, call: Call) -> bool:
+        return self.fits(lane, call) and not (self._is_unfit(lane, call) and self._is_open(call))
 
     def _is_unfit(self, lane: int, call: Call) -> bool:
         return bool(self._unfit) and lane in self._unfit.get(_mark(call.content()), ())
@@ -163,9 +171,13 @@ class Units:
         working = (n for n in range(len(self.models)) if n not in self._gone)
         return any(self.fits(n, call) and not self._is_unfit(n, call) for n in working)
 
-    def absent(self, lanes: frozenset[int]) -> None:
-        """The lanes that do not work now: nothing is left to them alone that another could give a verdict on."""
-        self._gone = lanes
+    def absent(self, gone: frozenset[int], over: frozenset[int]) -> None:
+        """The lanes that do not work now, so that nothing is left to them alone on which another could give a verdict,
+        and those that take no more calls of this plan, as where their money is used up."""
+        self._gone, self._over = gone, over
+        waiting, self._returned = self._returned, deque()
+        for call in waiting:
+            self._sort(call, self._returned)
 
     def _failed(self, lane: int, call: Call) -> bool:
         return self.has_failed(call_key(self.models[lane], call.content()))
@@ -206,7 +218,6 @@ class Units:
         if len(left) < len(unit.errands):
             self._held[worker][number] = replace(unit, errands=left)
             self._returned.append(call)
-            self._barren.clear()
             self.note(worker, call, trace)
 
     def note(self, worker: str, call: Call, trace: Trace) -> None:
@@ -220,17 +231,8 @@ class Units:
 
     @property
     def is_over(self) -> bool:
-        """Whether no more calls will come: nobody holds one that may yet be given back, and the plan is through, or so
-        many wait that no more are looked at, and no lane that works takes one."""
-        stranded = bool(self._barren) and self._barren >= self._asking
-        return (self.exhausted or stranded) and not any(self._held.values())
-
-    @property
-    def _asking(self) -> set[int]:
-        """Lanes that work and may yet ask: all but those whose workers are buried, as where their money is used up."""
-        had = set(self._lane.values())
-        have = {lane for worker, lane in self._lane.items() if worker not in self._buried}
-        return set(range(len(self.models))) - self._gone - (had - have)
+        """Whether no more calls will come: the plan is through, and nobody holds one that may yet be given back."""
+        return self.exhausted and not any(self._held.values())
 
     def done(self, worker: str, number: int) -> None:
         self._held.get(worker, {}).pop(number, None)
@@ -244,7 +246,6 @@ class Units:
         """Take back what a dead worker held, less what its journal segment holds, and what it may have failed for
         reasons of its own; the number of calls returned."""
         self._idle.pop(worker, None)
-        self._buried.add(worker)
         doubtful = self._doubtful.pop(worker, [])
         self.failed -= len(doubtful)  # their lane counted them, and another one asks again
         lost = doubtful + [
@@ -254,13 +255,12 @@ class Units:
             if not any(answered(call_key(model, call.content())) for model in self.models)
         ]
         self._returned.extend(lost)
-        self._barren.clear()
         return len(lost)
 
     @property
     def finished(self) -> bool:
         """Whether every call was handed out and none is held or waits."""
-        return self.is_over and not self._returned
+        return self.is_over and not self._returned and not self._left
 
 
 def _mark(content: bytes) -> bytes:

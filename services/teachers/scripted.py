@@ -19,7 +19,8 @@ class ScriptedAdapter:
         schema = json.loads(call.schema) if call.schema else None
         text = answer(call.messages[-1].content, rng, schema)
         asked = sum(len(m.content.split()) for m in call.messages)
-        usage = {"prompt_tokens": asked, "completion_tokens": len(text.split())}
+        # What it makes up has its own length; counted is no more than was allowed, as a limit or a budget reserves it.
+        usage = {"prompt_tokens": asked, "completion_tokens": min(len(text.split()), call.sampling.max_tokens)}
         choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         body = json.dumps({"choices": [choice], "usage": usage}).encode()
         return Reply(Verdict(VerdictKind.ANSWERED), 200, body, Usage(asked, usage["completion_tokens"]))

@@ -32,7 +32,11 @@ def test_a_teacher_that_nobody_serves_is_told_and_what_never_left_is_no_repeat(
     assert said.rows.accepted == 200 == bill["calls"]
     assert said.calls.retried == said.calls.sent - 200 == bill["refused_total"]
     assert said.absent.keys() == {"openai/gone"} and "unreachable" in said.absent["openai/gone"]
-    assert [line for line in said.warnings if line.startswith("openai/gone: closed, unreachable")]
+    assert [
+        line
+        for line in said.warnings
+        if line.startswith("openai/gone did not see the run through: closed, unreachable")
+    ]
 
 
 def test_a_slow_lane_with_a_budget_that_nobody_serves_is_given_up(job: Write, jsonl: Write, tmp_path: Path) -> None:
@@ -152,4 +156,6 @@ def test_the_cap_that_a_run_has_reached_is_named(job: Write, jsonl: Write, tmp_p
     assert caught.value.hint.startswith("raise budget.calls and run")
     said = Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_text())
     assert said.state == "exhausted" and said.calls.sent == 10
-    assert [line for line in said.warnings if line.startswith("openai/dead: closed, auth")]  # of that, too
+    assert [
+        line for line in said.warnings if line.startswith("openai/dead did not see the run through: closed, auth")
+    ]  # of that, too
