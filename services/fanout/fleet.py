@@ -147,10 +147,11 @@ class Fleet:
         ray.get(self._feed.load.remote(plan))
         self._absent = NONE_ABSENT
         for lane in self._lanes:
-            lane.closed = "" if lane.server is None or lane.base_url or lane.coming else lane.closed
             lane.spent = False
-            for _ in range(self._crew(lane) if lane.coming is None and not lane.closed else 0):
-                self._hire(lane)
+            if lane.server is None or lane.base_url:  # not a local teacher that loads, or that could not
+                lane.closed = ""
+                for _ in range(self._crew(lane)):
+                    self._hire(lane)
         ends: list[End] = []
         before = -1
         while True:

@@ -125,7 +125,10 @@ class Units:
             if call is None:
                 self.exhausted = True
             elif self._is_new(call):
-                self._sort(call, batch if self._takes(lane, call) else self._returned)
+                if self._takes(lane, call):
+                    batch.append(call)
+                else:
+                    self._keep(call)
         if not batch:
             if size and not self.is_over:
                 self._idle[worker] = size
@@ -135,11 +138,11 @@ class Units:
         self._held.setdefault(worker, {})[unit.number] = unit
         return unit
 
-    def _sort(self, call: Call, place: "list[Call] | deque[Call]") -> None:
-        """Keep a call for a lane; one that none will take is left to the next start."""
+    def _keep(self, call: Call) -> None:
+        """Let a call wait for a lane; one that none will take is left to the next start."""
         working = (lane for lane in range(len(self.models)) if lane not in self._over)
         if not self._over or any(self._may_take(lane, call) for lane in working):
-            place.append(call)
+            self._returned.append(call)
         else:
             self._left = True
 
@@ -177,7 +180,7 @@ class Units:
         self._gone, self._over = gone, over
         waiting, self._returned = self._returned, deque()
         for call in waiting:
-            self._sort(call, self._returned)
+            self._keep(call)
 
     def _failed(self, lane: int, call: Call) -> bool:
         return self.has_failed(call_key(self.models[lane], call.content()))
@@ -217,8 +220,8 @@ class Units:
         left = tuple(errand for errand in unit.errands if errand.call != call)
         if len(left) < len(unit.errands):
             self._held[worker][number] = replace(unit, errands=left)
-            self._returned.append(call)
             self.note(worker, call, trace)
+            self._keep(call)
 
     def note(self, worker: str, call: Call, trace: Trace) -> None:
         """What became of a call, for whoever gets it next."""
@@ -254,7 +257,8 @@ class Units:
             for call in unit.calls
             if not any(answered(call_key(model, call.content())) for model in self.models)
         ]
-        self._returned.extend(lost)
+        for call in lost:
+            self._keep(call)
         return len(lost)
 
     @property

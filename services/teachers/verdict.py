@@ -22,7 +22,7 @@ OUT_OF_MONEY = {
 }  # fmt: skip
 RAMP = {"slow_down", "ramp_limit_exceeded"}
 POLICY = {"content_filter", "content_policy_violation", "moderation_blocked", "invalid_prompt"}
-# The last is llama.cpp's (its server's error type, release b6900).
+# The last is llama.cpp's, as the server in xllamacpp 2026.10 answers a prompt that its context does not hold.
 TOO_LONG = {
     "context_length_exceeded", "string_above_max_length", "request_too_large", "exceed_context_size_error",
 }  # fmt: skip
