@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from schemas.call import VerdictKind
 from schemas.manifest import SPENT
 
-FINAL = {kind for kind in VerdictKind if kind.retried} | {VerdictKind.BAD_REQUEST}
-UNUSABLE = ("unparsable", "schema_mismatch", "empty_answer", "malformed_answer", "truncated", "refused")
+FINAL = {kind for kind in VerdictKind if kind.retried} | {VerdictKind.BAD_REQUEST, VerdictKind.MALFORMED}
+UNUSABLE = ("unparsable", "schema_mismatch", "empty_answer", "truncated", "refused")
 NEAR, UNUSED, FAILED = "dropped as near duplicates", "answers cannot be used", "rows have no answer from a teacher"
 GONE = "did not see the run through"
 OURS = (NEAR, UNUSED, FAILED)

@@ -66,6 +66,7 @@ class VerdictKind(StrEnum):
     TIMEOUT = "timeout"  # no answer within timeout_s; it may have been produced and paid for
     IN_DOUBT = "in_doubt"  # the connection broke after the request left; likewise
     UNREACHABLE = "unreachable"  # the request never left
+    MALFORMED = "malformed_answer"  # status 200, and nothing of the dialect in the body; it may be paid for
     BAD_REQUEST = "bad_request"
     TOO_LARGE = "too_large"  # beyond what the lane takes in one request
     REFUSED = "refused"  # by the provider's policy, before an answer
@@ -86,7 +87,7 @@ class VerdictKind(StrEnum):
     @property
     def may_be_paid(self) -> bool:
         """Whether an attempt without an answer may be on the bill all the same."""
-        return self in (VerdictKind.TIMEOUT, VerdictKind.IN_DOUBT)
+        return self in (VerdictKind.TIMEOUT, VerdictKind.IN_DOUBT, VerdictKind.MALFORMED)
 
 
 CLOSING = frozenset({VerdictKind.AUTH, VerdictKind.OUT_OF_MONEY, VerdictKind.MISDIRECTED})
@@ -136,12 +137,14 @@ class Reply:
 class Answer:
     """The text of a paid answer, decoded from its raw body.
 
-    `text` is None where the body is not what the dialect promises; `problem` then says how.
+    `text` is None where the body is not what the dialect promises; `problem` then says how. `foreign`: it is nothing of
+    the dialect at all, as a login page is.
     """
 
     text: str | None
     finish: str = ""
     problem: str = ""
+    foreign: bool = False
 
 
 def chat(*turns: tuple[Literal["system", "user", "assistant"], str]) -> tuple[Message, ...]:

@@ -8,8 +8,10 @@ IN_A_ROW = 8  # calls that ran out of attempts, may be paid for, and while none 
 FREE_IN_A_ROW = 32  # that cost nothing, of a lane that has answered: the more are tried, the likelier one tells
 NEVER_RIGHT = 25  # bad requests in a row of a lane that has answered nothing: the spec is wrong, not the calls
 NO_MORE_RIGHT = 100  # of one that has answered
+GARBLED = 25  # answers in a row that are none: something else listens there, or stands before it. They may be paid for
 AFTER = 8  # calls after one, in the order of sending, that say whether the lane was up
 ENOUGH = 4  # of those that were answered
+IN_VAIN = (VerdictKind.BAD_REQUEST, VerdictKind.MALFORMED)  # not repeated, though the lane may be to blame
 NEVER_ITS_OWN = (VerdictKind.RATE_LIMITED, VerdictKind.RAMP_LIMITED, VerdictKind.OVERLOADED)
 
 
@@ -47,12 +49,17 @@ class Breaker:
         self._open.difference_update(proven)
         return proven
 
+    def ended(self) -> list[int]:
+        """No more calls follow: the numbers of those that failed and stay open, unless so many of the last came to
+        nothing that the lane may be to blame."""
+        return sorted(self._open) if self.has_answered and self._bad_in_a_row < ENOUGH else []
+
     def failed(self, number: int, kind: VerdictKind, known: bool = False) -> Fault:
         """A call is given up. known: it failed in an earlier start, too, so that it tells little about the lane. Where
         it may be paid for each time, it is then settled all the same: money goes before certainty."""
         if kind.closes_lane:
             return Fault(False, True)
-        if kind is not VerdictKind.BAD_REQUEST and not kind.retried:
+        if kind not in IN_VAIN and not kind.retried:
             return Fault(True, False)  # refused, or too large: said of this very call
         if kind not in NEVER_ITS_OWN:
             if self._is_to_blame(number) or (known and kind.may_be_paid and self.has_answered):
@@ -60,9 +67,10 @@ class Breaker:
             self._open.add(number)
         if known and self.has_answered:
             return Fault(False, False)
-        if kind is VerdictKind.BAD_REQUEST:
+        if kind in IN_VAIN:
             self._bad_in_a_row += 1
-            return Fault(False, self._bad_in_a_row >= (NO_MORE_RIGHT if self.has_answered else NEVER_RIGHT))
+            most = GARBLED if kind.may_be_paid else NO_MORE_RIGHT if self.has_answered else NEVER_RIGHT
+            return Fault(False, self._bad_in_a_row >= most)
         self._in_a_row += 1
         patient = self.has_answered and not kind.may_be_paid
         return Fault(False, self._in_a_row >= (FREE_IN_A_ROW if patient else IN_A_ROW))

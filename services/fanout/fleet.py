@@ -347,6 +347,7 @@ class Fleet:
             "out_of_money": "top the account up, then run again",
             "unreachable": "check base_url and that the server runs, then run again",
             "did not start": "check free memory (the weights of a local teacher and 1 GiB), then run again",
+            "malformed_answer": "check base_url: what answers there is not this API, and rejected/ keeps what it said",
             "misdirected": "check base_url (it ends in /v1) and the model's name",
         }
         if all(lane.server is not None for lane in self._lanes if lane.closed):

@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -219,10 +220,21 @@ class Sender:
         if reply.verdict.kind is not VerdictKind.ANSWERED:
             self._give_up(case, number, reply)
             return
-        for failed in self._breaker.answered(number):
-            if failed in self._failed:
-                settled, meta = self._failed.pop(failed)
-                self._journal.append(Frame(Kind.FAILED, settled, os.urandom(16), {**meta, "settled": True}))
+        self._settle(self._breaker.answered(number))
+
+    def _settle(self, numbers: Sequence[int]) -> None:
+        """These calls were themselves to blame, and later starts leave them."""
+        for number in numbers:
+            if number in self._failed:
+                key, meta = self._failed.pop(number)
+                self._journal.append(Frame(Kind.FAILED, key, os.urandom(16), {**meta, "settled": True}))
+
+    def settle_last(self) -> None:
+        """All calls are through, and none follows that could tell whether the last that failed are to blame. Of those
+        that nothing came of but a bill it is taken to be so: asked again, each would be paid for again."""
+        if self.end is None:
+            garbled = {n for n, (_, meta) in self._failed.items() if meta["kind"] == VerdictKind.MALFORMED}
+            self._settle([number for number in self._breaker.ended() if number in garbled])
 
     async def _rest(self, seconds: float, others: tuple[int, ...]) -> None:
         """Between two attempts; cut short where the worker stops, or the call goes elsewhere."""
@@ -327,14 +339,14 @@ class Sender:
             return self._record_answer(key, attempt, demand, reply)
         # Neither provider documents what a call in doubt costs, so it is taken to cost all that was reserved.
         money = demand.money if kind.may_be_paid else Amount(0, 0, kind is not VerdictKind.UNREACHABLE)
+        meta = {"tokens": money.tokens}
         if (usage := reply.usage) is not None:  # an error that says what it cost
             money = Amount(self._rates.cost(usage), usage.input_tokens + usage.output_tokens, 1)
+            meta = {"in": usage.input_tokens, "out": usage.output_tokens}
+            self._used(usage)
         if self._noted:
-            meta = {
-                "final": False, "kind": kind.value, "detail": reply.verdict.detail,
-                "nano_usd": money.nano_usd, "tokens": money.tokens,
-            }  # fmt: skip
-            self._journal.append(Frame(Kind.FAILED, key, attempt, meta))
+            told = {"final": False, "kind": kind.value, "detail": reply.verdict.detail, "nano_usd": money.nano_usd}
+            self._journal.append(Frame(Kind.FAILED, key, attempt, {**told, **meta}))
         self.delta.nano_usd += money.nano_usd
         return money
 
@@ -356,10 +368,13 @@ class Sender:
             meta["over"] = list(excess)  # so that the next start reserves it from its first call on
         self._journal.append(Frame(Kind.ANSWERED, key, attempt, meta, reply.body))
         self.delta.answered += 1
-        self.delta.input_tokens += counted.input_tokens
-        self.delta.output_tokens += counted.output_tokens
+        self._used(counted)
         self.delta.nano_usd += nano
         return Amount(nano, tokens, 1)
+
+    def _used(self, usage: Usage) -> None:
+        self.delta.input_tokens += usage.input_tokens
+        self.delta.output_tokens += usage.output_tokens
 
     def _learn(self, excess: Excess) -> None:
         """A call took so much beyond what could be foreseen."""

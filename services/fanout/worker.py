@@ -146,6 +146,7 @@ class Worker:
             await self._pull(feed, sender, tasks)
             if tasks:
                 await asyncio.gather(*tasks)
+            sender.settle_last()
         finally:
             finished.set()
             sender.done()

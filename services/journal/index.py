@@ -140,20 +140,17 @@ class WriterReader:
         if not final and frame.meta.get("kind") == VerdictKind.UNREACHABLE:
             self.totals.calls -= 1  # it never left
         self.totals.nano_usd += frame.meta.get("nano_usd", 0)
+        self.totals.input_tokens += frame.meta.get("in", 0)
+        self.totals.output_tokens += frame.meta.get("out", 0)
+        if frame.meta.get("tokens"):
+            self._doubt(frame.meta)
         if frame.kind is Kind.ANSWERED:
             self.answers.add(frame.key, segment, offset)
             self.totals.answered += 1
             self.totals.models.add(frame.meta.get("teacher", ""))
-            self.totals.input_tokens += frame.meta.get("in", 0)
-            self.totals.output_tokens += frame.meta.get("out", 0)
-            if frame.meta.get("tokens"):
-                self._doubt(frame.meta)
             if frame.meta.get("over"):
                 self.totals.exceeded(frame.meta["teacher"], frame.meta["over"])
-            return
-        if frame.meta.get("tokens"):
-            self._doubt(frame.meta)
-        if final:
+        elif final:
             self.failures.add(frame.key, segment, offset)
             self.totals.failed += not frame.meta.get("repeats")
 

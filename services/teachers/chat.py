@@ -8,7 +8,7 @@ from schemas.call import Answer, Call, wire_messages
 from schemas.lane import Teacher
 from schemas.money import Usage
 from schemas.text import storable
-from services.teachers.dialect import NAME, counted, is_strict, parsed
+from services.teachers.dialect import NAME, counted, foreign, is_strict, parsed
 
 REASONING = re.compile(r"(gpt-5|o\d)")  # OpenAI's models of these names answer 400 to any temperature but their own
 RATE_HEADERS = {
@@ -67,14 +67,14 @@ class Chat:
     def decode(body: bytes) -> Answer:
         found = parsed(body)
         if found is None:
-            return Answer(None, problem="the body is not JSON")
+            return foreign("JSON")
         try:
             choice = found["choices"][0]
             message = choice["message"]
             text, refusal = _joined(message.get("content")), message.get("refusal")
             finish = str(choice.get("finish_reason") or "")
         except (KeyError, IndexError, TypeError, AttributeError):
-            return Answer(None, problem="the body is not a chat completion")
+            return foreign("a chat completion")
         if refusal or finish == "content_filter":
             return Answer(None, finish, f"refused: {str(refusal or finish)[:200]}")
         if not isinstance(text, str):

@@ -36,6 +36,11 @@ class Dialect(Protocol):
     def decode(body: bytes) -> Answer: ...
 
 
+def foreign(what: str) -> Answer:
+    """What is said of a body that is not `what` it should be."""
+    return Answer(None, problem=f"the body is not {what}", foreign=True)
+
+
 def parsed(body: bytes) -> Any:
     """The JSON value of a body, None where it is none."""
     try:

@@ -25,7 +25,7 @@ from schemas.call import Call, RateHint, Reply, Verdict, VerdictKind
 from schemas.lane import Teacher
 from services.teachers.credentials import NO_KEY, lane_key
 from services.teachers.dialect import Dialect
-from services.teachers.redaction import judged
+from services.teachers.redaction import judged, redacted
 from services.teachers.verdict import hint_of
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -108,10 +108,20 @@ class HttpAdapter:
         if not 200 <= status < 300:  # a date in Retry-After is read by the server's clock; where it tells none, by ours
             headers = {"date": formatdate(usegmt=True), **{name.lower(): value for name, value in headers.items()}}
         body, verdict = judged(status, body, headers, self._sdk.key)
-        answered = verdict.kind is VerdictKind.ANSWERED
         # An error that came with status 200 may say what it cost.
         usage = self._dialect.usage(body) if 200 <= status < 300 else None
+        if verdict.kind is VerdictKind.ANSWERED and usage is None:
+            body, verdict = self._looked_through(status, body)
+        answered = verdict.kind is VerdictKind.ANSWERED
         return Reply(verdict, status, body, usage, self._hint(headers, always=not answered))
+
+    def _looked_through(self, status: int, body: bytes) -> tuple[bytes, Verdict]:
+        """An answer that does not say what it cost may be none: a login page, or one that was cut off."""
+        answer = self._dialect.decode(body)
+        if not answer.foreign:
+            return body, Verdict(VerdictKind.ANSWERED)
+        body = redacted(body, self._sdk.key) if self._sdk.key else body
+        return body, Verdict(VerdictKind.MALFORMED, f"HTTP {status}, {answer.problem}")
 
     def _connections(self) -> aiohttp.ClientSession:
         """The pool, made where the loop runs."""

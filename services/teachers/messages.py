@@ -8,7 +8,7 @@ from schemas.call import Answer, Call
 from schemas.lane import Teacher
 from schemas.money import Usage
 from schemas.text import storable
-from services.teachers.dialect import NAME, counted, parsed
+from services.teachers.dialect import NAME, counted, foreign, parsed
 
 LOST = {"definitions", "patternProperties", "unevaluatedProperties", "if", "then", "not", "dependentSchemas",
         "dependentRequired", "propertyNames", "prefixItems", "allOf"}  # fmt: skip
@@ -103,7 +103,7 @@ class Messages:
     def decode(body: bytes) -> Answer:
         found = parsed(body)
         if found is None:
-            return Answer(None, problem="the body is not JSON")
+            return foreign("JSON")
         try:
             reason = str(found["stop_reason"] or "")
             texts = [part["text"] for part in found["content"] if part["type"] == "text"]
@@ -111,7 +111,7 @@ class Messages:
             details = found.get("stop_details") or {}
             category = str(details.get("category") or reason)
         except (KeyError, TypeError, AttributeError):
-            return Answer(None, problem="the body is not a message")
+            return foreign("a message")
         finish = "length" if reason in CUT else reason
         if reason == "refusal":
             return Answer(None, finish, f"refused: {category[:200]}")

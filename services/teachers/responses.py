@@ -8,7 +8,7 @@ from schemas.lane import Teacher
 from schemas.money import Usage
 from schemas.text import storable
 from services.teachers.chat import RATE_HEADERS, takes_temperature
-from services.teachers.dialect import NAME, counted, is_strict, parsed
+from services.teachers.dialect import NAME, counted, foreign, is_strict, parsed
 
 
 class Responses:
@@ -44,14 +44,14 @@ class Responses:
     def decode(body: bytes) -> Answer:
         found = parsed(body)
         if found is None:
-            return Answer(None, problem="the body is not JSON")
+            return foreign("JSON")
         try:
             parts = [part for item in found["output"] if item["type"] == "message" for part in item["content"]]
             refusals = [str(part["refusal"]) for part in parts if part["type"] == "refusal"]
             texts = [part["text"] for part in parts if part["type"] == "output_text"]
             reason = str((found.get("incomplete_details") or {}).get("reason") or "")
         except (KeyError, TypeError, AttributeError):
-            return Answer(None, problem="the body is not a response")
+            return foreign("a response")
         finish = "length" if reason == "max_output_tokens" else reason or "stop"
         if refusals or reason == "content_filter":
             return Answer(None, finish, f"refused: {(refusals or [reason])[0][:200]}")

@@ -59,6 +59,27 @@ def test_a_row_that_the_only_lane_left_refuses_is_rejected_and_a_closed_lane_doe
     assert said.absent.keys() == {"openai/dead"}
 
 
+def test_a_lane_that_answers_with_pages_leaves_its_rows_to_the_others(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    with teacher_server("--faults", "html:1") as portal, teacher_server("--latency", "0.2") as slow:
+        lanes = [{**lane(teacher), **PRICE, "limits": {"concurrency": 20}} for teacher in (portal, slow)]
+        lanes[0]["model"] = "portal"
+        spec = job(questions(jsonl, 300), teachers=lanes, budget={"usd": 1})
+        said = run_it(spec, tmp_path / "run")
+        assert (said.rows.accepted, slow.bill()["calls"]) == (300, 300)
+        assert "malformed_answer" in said.absent["openai/portal"]
+        # It has answered nothing, so a spec may leave it out.
+        assert run_it(job(questions(jsonl, 300), teachers=lanes[1:], budget={"usd": 1}), tmp_path / "run").rows.accepted
+
+
+def test_once_the_address_is_right_the_rows_of_a_page_are_asked_for(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    rows, run = questions(jsonl, 60), tmp_path / "run"
+    with teacher_server("--faults", "html:1") as portal, pytest.raises(LaneUnusable, match="malformed_answer") as told:
+        run_it(job(rows, teachers=[lane(portal)]), run)
+    assert "base_url" in told.value.hint
+    with teacher_server() as sound:
+        assert run_it(job(rows, teachers=[lane(sound)]), run).rows.accepted == 60 == sound.bill()["calls"]
+
+
 def test_a_killed_worker_s_bad_requests_are_judged_by_the_next(job: Write, jsonl: Write, tmp_path: Path) -> None:
     kill = KillAt("Worker", 60)
     with teacher_server("--rpm", "1200", "--poison", "400:0.3") as choosy:

@@ -14,6 +14,7 @@ from schemas.call import Answer
 from schemas.errors import SpecError
 from schemas.job import JobSpec, Prompt, Validation
 from schemas.record import Rationale, Rejection
+from services.teachers.adapter import decode
 
 RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cqa_palm540b_train.jsonl.gz"
 CHOICES = ("park", "math problem", "gravity")
@@ -69,11 +70,13 @@ def test_an_answer_without_a_label_is_rejected_with_its_raw_text_or_kept_blank(t
 
 
 def test_a_body_that_is_no_answer_is_rejected_with_its_bytes() -> None:
-    bad = read_answer(
-        Row("r", "q"), Answer(None, problem="the body is not JSON"), "free_text", Validation(), "t", "k", "<html>"
-    )
-    assert isinstance(bad, Rejection)
-    assert (bad.reason, bad.raw) == ("malformed_answer", "<html>")
+    for answer, reason in (
+        (decode("chat", b"<html>"), "malformed_answer"),
+        (Answer(None, problem="blank"), "empty_answer"),
+    ):
+        bad = read_answer(Row("r", "q"), answer, "free_text", Validation(), "t", "k", "<html>")
+        assert isinstance(bad, Rejection)
+        assert (bad.reason, bad.raw) == (reason, "<html>")
 
 
 def spec(**prompt: Any) -> JobSpec:

@@ -9,6 +9,7 @@ from services.fanout.breaker import (
     AFTER,
     ENOUGH,
     FREE_IN_A_ROW,
+    GARBLED,
     IN_A_ROW,
     NEVER_ITS_OWN,
     NEVER_RIGHT,
@@ -72,6 +73,22 @@ def test_bad_requests_close_a_lane_that_answers_nothing_any_more_and_are_asked_a
     for fates, before in (([False] * NO_MORE_RIGHT, True), ([True] * 50 + [False] * NO_MORE_RIGHT, False)):
         assert ended(fates, BAD, before) == [OPEN] * (NO_MORE_RIGHT - 1) + [DOWN]
     assert ended([False] * 100, VerdictKind.REFUSED) == [ITS_OWN] * 100
+
+
+@pytest.mark.parametrize("answered_before", [False, True])
+def test_answers_that_are_none_close_a_lane_that_gives_no_others(answered_before: bool) -> None:
+    assert ended([False] * GARBLED, VerdictKind.MALFORMED, answered_before) == [OPEN] * (GARBLED - 1) + [DOWN]
+    assert ended([number % 6 > 0 for number in range(60)], VerdictKind.MALFORMED) == [ITS_OWN] * 10
+
+
+def test_what_fails_last_is_to_blame_unless_nothing_but_failures_came() -> None:
+    for failures, blamed in ((ENOUGH - 1, True), (ENOUGH, False)):
+        breaker = Breaker()
+        breaker.answered(breaker.sent())
+        last = [breaker.sent() for _ in range(failures)]
+        for number in last:
+            breaker.failed(number, VerdictKind.MALFORMED)
+        assert breaker.ended() == (last if blamed else [])
 
 
 @pytest.mark.parametrize("kind", [BAD, ERROR])

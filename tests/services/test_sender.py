@@ -14,7 +14,7 @@ from services.admission.charging import Charging
 from services.admission.lease import Grant
 from services.fanout import allowance as allowance_of
 from services.fanout.allowance import Allowance
-from services.fanout.breaker import NEVER_RIGHT
+from services.fanout.breaker import GARBLED, NEVER_RIGHT
 from services.fanout.sender import Doubted, End, Moved, Sender, Stopped
 from services.fanout.size import worst_case
 from services.fanout.units import Errand, Trace
@@ -133,15 +133,45 @@ def test_a_transient_error_is_tried_again_and_the_answer_kept(tmp_path: Path) ->
     assert (work.delta.answered, work.delta.retried, adapter.sent) == (1, 1, 2)
 
 
-def test_an_error_that_says_what_it_cost_is_in_the_books(tmp_path: Path) -> None:
-    failed = Reply(Verdict(VerdictKind.TRANSIENT, "HTTP 500 server_error"), 200, b"{}", Usage(50, 50))
+@pytest.mark.parametrize(("used", "sent"), [(Usage(50, 50), 1), (Usage(50, 0), 1), (Usage(), 2), (None, 2)])
+def test_an_error_that_says_what_it_cost_is_in_the_books_and_is_not_paid_for_again(
+    used: Usage | None, sent: int, tmp_path: Path
+) -> None:
+    failed = Reply(Verdict(VerdictKind.TRANSIENT, "HTTP 500 server_error"), 200, b"{}", used)
     adapter = Played(lambda number: failed if number == 1 else ANSWER)
     priced = Teacher(provider="openai", model="m", base_url=LANE.base_url, price=PriceSpec(input=1.0, output=2.0))
     allowance = Allowance("run", "w", {}, None, governed=False, banked=False, window=4)
     work = Sender(priced, adapter, JournalWriter(tmp_path, "000001-1-0000"), allowance, None)
-    assert asyncio.run(see_through(work, 1)) == 1
-    assert work.delta.nano_usd == (50 + 2 * 50 + 1 + 2 * 1) * 1_000
-    assert JournalIndex(tmp_path).totals.nano_usd == work.delta.nano_usd
+    assert asyncio.run(see_through(work, 1)) == 1 and adapter.sent == sent
+    cost, answered = used or Usage(), sent - 1
+    said, books = work.delta, JournalIndex(tmp_path).totals
+    assert said.nano_usd == books.nano_usd == 1_000 * (cost.input_tokens + 2 * cost.output_tokens + 3 * answered)
+    assert (said.input_tokens, said.output_tokens) == (books.input_tokens, books.output_tokens)
+    assert books.input_tokens == cost.input_tokens + answered and not books.in_doubt
+
+
+def test_a_lane_whose_answers_are_none_is_closed_and_each_call_can_be_asked_again(tmp_path: Path) -> None:
+    adapter = Played(lambda number: Reply(Verdict(VerdictKind.MALFORMED), 200, b"<html>") if number > 9 else ANSWER)
+    work = sender(tmp_path, adapter, window=1)
+    asyncio.run(see_through(work, 100))
+    work.settle_last()
+    assert work.end is not None and work.end.detail.startswith("malformed_answer")
+    assert 9 + GARBLED <= adapter.sent <= 9 + GARBLED + 1
+    index = JournalIndex(tmp_path)
+    assert [index.is_settled(key) for key in failed_keys(tmp_path, 100)] == [False] * (GARBLED - 1)
+
+
+@pytest.mark.parametrize("answers", [0, 2, 6])
+def test_the_last_answers_of_all_that_are_none_are_not_paid_for_again_where_their_lane_answers(
+    answers: int, tmp_path: Path
+) -> None:
+    adapter = Played(lambda number: ANSWER if number <= answers else Reply(Verdict(VerdictKind.MALFORMED), 200, b"<"))
+    work = sender(tmp_path, adapter, window=1)
+    assert asyncio.run(see_through(work, answers + 2)) == answers + 2
+    work.settle_last()
+    index = JournalIndex(tmp_path)
+    assert [index.is_settled(key) for key in failed_keys(tmp_path, answers + 2)] == [answers > 0] * 2
+    assert index.totals.failed == 2
 
 
 def test_a_bad_request_is_never_tried_again_and_kept_as_a_failure(tmp_path: Path) -> None:

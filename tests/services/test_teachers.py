@@ -211,6 +211,30 @@ def test_a_fault_on_the_wire_becomes_a_verdict_and_one_request(handler: Any, kin
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_page_or_a_torn_body_with_status_200_is_no_answer_and_may_be_paid_for(tmp_path: Path, provider: str) -> None:
+    (tmp_path / "key").write_text("short-key")
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="<html>Log in, short-key</html>", content_type="text/html")
+
+    async def torn(_: web.Request) -> web.Response:
+        return web.Response(body=LLAMA[:-9], content_type="application/json")
+
+    for handler in (page, torn):
+        reply, _ = asyncio.run(served(handler, {"provider": provider, "api_key": f"file:{tmp_path / 'key'}"}))
+        assert reply.verdict.kind is VerdictKind.MALFORMED and reply.verdict.kind.may_be_paid and reply.body
+        assert "not JSON" in reply.verdict.detail and b"short-key" not in pickle.dumps(reply)
+
+
+def test_an_answer_of_a_server_that_counts_no_tokens_is_one() -> None:
+    async def uncounted(_: web.Request) -> web.Response:
+        return web.json_response({"choices": [{"message": {"content": "Four"}, "finish_reason": "stop"}]})
+
+    reply, _ = asyncio.run(served(uncounted, {}))
+    assert reply.verdict.kind is VerdictKind.ANSWERED and reply.usage is None
+
+
 def test_a_server_that_is_not_there_is_unreachable_and_costs_nothing() -> None:
     async def send() -> Reply:
         adapter = open_adapter(Teacher(provider="openai", model="m", free=True, base_url="http://127.0.0.1:9/v1"))

@@ -28,7 +28,8 @@ from services.teachers.adapter import open_adapter
 pytestmark = pytest.mark.slow
 CALLS, WINDOW = 200, 32
 PRICE = Price(0.40, 1.60)
-FAILED = {"400": "bad_request"}  # ends as a failure; every other call is answered in the end
+GARBLED = ("html", "malformed")
+FAILED = {"400": "bad_request", **dict.fromkeys(GARBLED, "malformed_answer")}  # every other is answered in the end
 FAULTS = ("429", "500", "503", "529", "400", "slow_down", "reset", "truncated", "hang", "html", "malformed", "refusal",
           "blank")  # fmt: skip
 
@@ -92,7 +93,8 @@ def test_a_fault_of_one_kind(tmp_path: Path, fault: str, provider: str) -> None:
     ended = [index.failure(key) for key in keys.values() if key not in index]
     assert all(frame is not None and frame.meta["kind"] == FAILED.get(fault) for frame in ended)
     assert bool(ended) == (fault in FAILED)
-    assert bill["repeated_unexplained"] == 0 and bill["unique"] == len(index)
+    charged = len(index) + (len(ended) if fault in GARBLED else 0)
+    assert bill["repeated_unexplained"] == 0 and bill["unique"] == charged
     spent = index.totals.nano_usd
     assert micro_of(spent - index.totals.in_doubt_nano) == bill["answered_micro_usd"]
     assert spent >= bill["usd"] * 1e9 - 0.5
@@ -138,8 +140,9 @@ def test_a_placeholder_for_a_key_is_no_secret_and_an_answer_keeps_its_words(tmp_
 
 def test_an_answer_with_long_and_many_headers_is_an_answer(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("none")
+    told = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
     headers = {"x-trace": "t" * 60_000, **{f"x-{n}": "v" for n in range(300)}}
-    reply = asyncio.run(reply_of(lambda request: web.json_response({}, headers=headers), tmp_path / "key"))
+    reply = asyncio.run(reply_of(lambda request: web.json_response(told, headers=headers), tmp_path / "key"))
     assert reply.verdict.kind is VerdictKind.ANSWERED
 
 
