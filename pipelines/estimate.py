@@ -12,7 +12,7 @@ from pipelines.harvest import RowPlan
 from pipelines.source import Row
 from schemas.call import Call
 from schemas.job import Budget, JobSpec
-from schemas.lane import Teacher
+from schemas.lane import Teacher, lane_names
 from schemas.money import NANO, Usage, nano_usd
 from services.admission.charging import Charging, charging_of
 from services.fanout.size import Demand, fits, worst_case
@@ -119,7 +119,8 @@ def estimate(spec: JobSpec, plan: RowPlan) -> Estimate:
         speeds = [calls_a_minute(spec.teachers[n], worst_case(call, spec.teachers[n].rates)) for n in takers]
         for number, speed in zip(takers, speeds, strict=True):
             sums[number].add(call, spec.teachers[number], times * speed / sum(speeds))
-    found.lanes = [_lane(t, s) for t, s in zip(spec.teachers, sums, strict=True)]
+    lanes = zip(lane_names(spec.teachers), spec.teachers, sums, strict=True)
+    found.lanes = [_lane(name, teacher, of_lane) for name, teacher, of_lane in lanes]
     found.calls = round(sum(s.calls for s in sums))
     return found
 
@@ -160,7 +161,7 @@ def calls_a_minute(teacher: Teacher, demand: Demand) -> float:
     return min((limit / demand.rate(name) for name, limit in limits.items()), default=USUAL_CALLS_A_MINUTE)
 
 
-def _lane(teacher: Teacher, sums: _Sums) -> LaneEstimate:
+def _lane(name: str, teacher: Teacher, sums: _Sums) -> LaneEstimate:
     into = Range(sums.bytes / FEWEST, sums.bytes / MOST)
     out = Range(sums.calls, sums.most_output)
     low, high = (
@@ -172,7 +173,7 @@ def _lane(teacher: Teacher, sums: _Sums) -> LaneEstimate:
         least = out.high if charging_of(teacher) is Charging.KEEP else out.low
         hours = Range(_hours(teacher, sums.calls, into.low, least), _hours(teacher, sums.calls, into.high, out.high))
     reserved, tokens = sums.reserved_nano / NANO, round(sums.reserved_tokens)
-    return LaneEstimate(teacher.name, round(sums.calls), into, out, Range(low, high), reserved, tokens, hours)
+    return LaneEstimate(name, round(sums.calls), into, out, Range(low, high), reserved, tokens, hours)
 
 
 def _hours(teacher: Teacher, calls: float, into: float, out: float) -> float:

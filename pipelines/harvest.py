@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines import instruct
 from pipelines.source import Malformed, Row
 from schemas.call import Answer, Call, call_key
 from schemas.record import Record, Rejection
@@ -108,16 +109,23 @@ def readable(body: bytes) -> str:
 
 @dataclass(slots=True)
 class Answers:
-    """Journalled answers of a plan's calls, whichever lane gave them."""
+    """Journalled answers of a plan's calls, whichever lane gave them. Where the call itself was never asked, an answer
+    to one that differs in its schema alone serves, if that is among `schemas`."""
 
     index: JournalIndex
     models: Sequence[str]
+    schemas: Sequence[str | None] = ()
+
+    def _keys(self, call: Call) -> Iterator[tuple[bytes, str]]:
+        """Call keys, each with its lane, that an answer to a call may have."""
+        variants = (call._replace(schema=schema) for schema in self.schemas if schema != call.schema)
+        for content in (asked.content() for asked in (call, *variants)):
+            for model in self.models:
+                yield call_key(model, content), model
 
     def frame(self, call: Call) -> tuple[Any, str, str] | None:
         """(answer frame, lane, call key in hex) for a call."""
-        content = call.content()
-        for model in self.models:
-            key = call_key(model, content)
+        for key, model in self._keys(call):
             if frame := self.index.answer(key):
                 return frame, model, key.hex()
         return None
@@ -129,13 +137,11 @@ class Answers:
 
     def has(self, call: Call) -> bool:
         """Whether a call is paid for."""
-        content = call.content()
-        return any(call_key(model, content) in self.index for model in self.models)
+        return any(key in self.index for key, _ in self._keys(call))
 
     def is_settled(self, call: Call) -> bool:
         """Whether a call was given up, so that it is not asked again unless that is wished."""
-        content = call.content()
-        return any(self.index.is_settled(call_key(model, content)) for model in self.models)
+        return any(self.index.is_settled(key) for key, _ in self._keys(call))
 
     def is_open(self, call: Call) -> bool:
         """Whether a call failed, and the next start asks it again."""
@@ -143,11 +149,7 @@ class Answers:
 
     def failure(self, call: Call) -> Any | None:
         """The last failure of a call that no lane answered."""
-        content = call.content()
-        for model in self.models:
-            if frame := self.index.failure(call_key(model, content)):
-                return frame
-        return None
+        return next((frame for key, _ in self._keys(call) if (frame := self.index.failure(key))), None)
 
 
 Missing = Callable[[Row, Call], Rejection | None]
@@ -189,6 +191,28 @@ def _outcome(call: Call, row: Row, answers: Answers, read: Read) -> Record | Rej
         return None
     frame, teacher, key = found
     return read(row, decode(frame.meta["dialect"], frame.body), teacher, key, readable(frame.body))
+
+
+def instructions_of(
+    plan: instruct.Instructions, answers: Answers
+) -> tuple[list[instruct.Written], list[Rejection]]:  # fmt: skip
+    """Instructions of one round in call order, and the calls that brought none."""
+    written, empty = [], []
+    for number, call in enumerate(plan.calls(), plan.first):
+        found = answers.frame(call)
+        if found is None:
+            if failure := answers.failure(call):
+                detail, raw = failure.meta["detail"], readable(failure.body)
+                empty.append(Rejection(call.row, "instructions", failure.meta["kind"], detail, raw))
+            continue
+        frame = found[0]
+        answer = decode(frame.meta["dialect"], frame.body)
+        items = instruct.written_in(plan, number, answer.text or "")
+        written += items
+        if not items:
+            detail = answer.problem or "no <example> item in the answer"
+            empty.append(Rejection(call.row, "instructions", "no_instruction", detail, readable(frame.body)))
+    return written, empty
 
 
 def texts(path: Path, columns: Sequence[str]) -> Iterator[str]:

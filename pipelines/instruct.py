@@ -132,9 +132,13 @@ class Responses:
 
 
 def plan_of(spec: JobSpec, duplicates: frozenset[int], written: tuple[Written, ...]) -> Responses:
+    return Responses(spec.source, duplicates, written, spec.prompt, sampling_of(spec), schema_of(spec))
+
+
+def schema_of(spec: JobSpec) -> str | None:
+    """The JSON schema that responses are asked for with, as canonical text."""
     wanted = spec.validation.json_schema
-    schema = None if wanted is None else json.dumps(wanted, sort_keys=True, separators=(",", ":"))
-    return Responses(spec.source, duplicates, written, spec.prompt, sampling_of(spec), schema)
+    return None if wanted is None else json.dumps(wanted, sort_keys=True, separators=(",", ":"))
 
 
 def sampling_of(spec: JobSpec) -> Sampling:

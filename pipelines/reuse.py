@@ -8,6 +8,7 @@ from pipelines.harvest import Answers, RowPlan
 from pipelines.source import Row
 
 NEW = "not asked before"
+ASKED = ("prompt.", "validate.json_schema")  # what of a revisable spec goes into a call
 
 
 @dataclass(slots=True)
@@ -29,13 +30,18 @@ class Reuse:
         return f"{self.reused:,} of {self.rows:,} rows are reused and cost nothing{failed}{rest}"
 
 
+def touching(changes: Sequence[str]) -> list[str]:
+    """Of the changes of a spec those that make another call of a row."""
+    return [change for change in changes if change.startswith(ASKED)]
+
+
 def reuse(
     plan: RowPlan, earlier: RowPlan, changes: Sequence[str], answers: Answers, edited: Sequence[str] = (),
     again: bool = False,
 ) -> Reuse:  # fmt: skip
     """Compare a plan with the one that made the journal. Reads the source once; pays nothing. edited: files of the
     spec that say something else since. again: failed calls are asked again."""
-    found, changed = Reuse(), "because " + "; ".join(changes)
+    found, changed = Reuse(), "because " + "; ".join(touching(changes))
     new = NEW + (f", and the content of {' and '.join(edited)} has changed" if edited else "")
     for row in plan.rows():
         if not isinstance(row, Row):

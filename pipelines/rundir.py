@@ -19,9 +19,10 @@ from schemas.student import TRAINED_ON
 from services.journal.index import JournalIndex
 from services.journal.place import Journal
 
-VERSIONS = ("limbeck", "ray", "openai", "pydantic", "pyarrow", "torch", "transformers", "xllamacpp")
+VERSIONS = ("limbeck", "ray", "openai", "anthropic", "pydantic", "pyarrow", "torch", "transformers", "xllamacpp")
 BYTES_A_ROW = 6_000  # a long answer as a provider sends it, 4.3 kB in the journal, and twice as a row, compressed
 BYTES_A_RUN = 64 * 2**20
+ANEW = "delete it where it was damaged: the next start writes it anew, and what is paid for is kept in journal/"
 
 
 class RunDirectory:
@@ -149,7 +150,7 @@ class RunDirectory:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError:
-            raise SpecError(f"{self.manifest_file} is not a manifest", "is this a run directory?") from None
+            raise SpecError(f"{self.manifest_file} is not a manifest", ANEW) from None
 
     def save(self, manifest: Manifest) -> None:
         replace_text(self.manifest_file, manifest.model_dump_json(indent=2) + "\n")
@@ -204,7 +205,7 @@ def _loaded(path: Path) -> JobSpec:
     try:
         return JobSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValueError, yaml.YAMLError):
-        raise SpecError(f"{path} is not a job spec of this version", "choose another --out") from None
+        raise SpecError(f"{path} is not a job spec of this version", ANEW) from None
 
 
 def differences(before: Any, now: Any, path: str = "") -> list[str]:

@@ -20,13 +20,13 @@ from pipelines.harvest import (
     RowPlan,
     RowWriter,
     harvest,
-    readable,
+    instructions_of,
     sendable,
     shown_rejections,
 )  # fmt: skip
 from pipelines.publish import Published, publish
 from pipelines.report import keep_for_report, write_report
-from pipelines.reuse import reuse
+from pipelines.reuse import reuse, touching
 from pipelines.rundir import RunDirectory, installed_versions, move_folder, replace_text
 from pipelines.source import Row, Scan, scan
 from schemas.call import Call
@@ -43,7 +43,6 @@ from services.journal.index import JournalIndex, Totals
 from services.journal.place import Journal
 from services.ledger.books import caps_of
 from services.teachers import embedded
-from services.teachers.adapter import decode
 from services.teachers.credentials import lane_key
 
 SAVE_EVERY_S = 1.0
@@ -69,6 +68,7 @@ class Run:
     _earlier: JobSpec | None = field(init=False, default=None)
     _edited: list[str] = field(init=False, default_factory=list)  # files that say something else than last time
     _changes: list[str] = field(init=False, default_factory=list)
+    _schemas: tuple[str | None, ...] = ()  # that answers may have been asked for with, beside the spec's
     _base: Totals = field(init=False)
     _done: Progress = field(init=False, default_factory=Progress)
     _sent_before: Progress = field(init=False, default_factory=Progress)
@@ -185,6 +185,7 @@ class Run:
         A run that stops for money or for want of a lane publishes what is done, then raises.
         """
         ship_everywhere(self.journal)
+        self.manifest.schemas = list(dict.fromkeys([*self.manifest.schemas, instruct.schema_of(self.spec)]))
         self._open_books()
         left = "unanswered" in self.manifest.rows.rejected  # by a replay, which has told what changed
         if self._earlier is not None and (self._changes or self._edited or left):
@@ -198,9 +199,10 @@ class Run:
             self.fail(stop)
             if nothing:
                 raise
+            before = self.manifest.dataset.rows
             left = self._publish(self._partial_plan(), self._too_large)
             left += self.manifest.calls.open
-            raise type(stop)(f"{stop.message}; {left:,} rows are left", stop.hint) from None
+            raise type(stop)(f"{stop.message}; {left:,} rows are left{self._fewer_than(before)}", stop.hint) from None
         except LimbeckError as error:
             self.settle()
             self.fail(error)
@@ -211,15 +213,23 @@ class Run:
 
     def replay(self) -> Manifest:
         """Parse, validate, curate and publish what the journal holds under this spec. Pays nothing."""
+        self._schemas = tuple(self.manifest.schemas) or tuple(map(instruct.schema_of, filter(None, [self._earlier])))
         self._open_books()
         self._publish(self._partial_plan(), self._unanswered, replayed=True)
         if unanswered := self.manifest.rows.rejected.get("unanswered"):
+            changes = [f"the content of {name} has changed" for name in self._edited] + touching(self._changes)
             self.manifest.notes.append(
                 f"{unanswered:,} rows have no answer to this prompt in the journal and are now rejected as unanswered"
-                + "".join(f"; the content of {name} has changed" for name in self._edited)
-                + "; limbeck run with the same spec asks for them"
+                + "".join(f"; {change}" for change in changes)
+                + "; limbeck run with the same spec asks for them, and a replay under the earlier one brings them back"
             )
         return self.manifest
+
+    def _fewer_than(self, before: int) -> str:
+        """What to say where a run that stopped has published fewer rows than an earlier spec had."""
+        if (now := self.manifest.dataset.rows) >= before:
+            return ""
+        return f"; dataset/ has {now:,} rows where it had {before:,}, which limbeck replay under that spec brings back"
 
     def _too_large(self, row: Row, call: Call) -> Rejection | None:
         if any(fits(call, teacher) for teacher in self.spec.teachers):
@@ -348,7 +358,7 @@ class Run:
                 for plan in self._rounds(wanted):
                     self._send(fleet, plan, plan.count)
                     with self._answers() as answers:
-                        written += self._written(plan, answers)[0]
+                        written += instructions_of(plan, answers)[0]
                     if len(written) >= wanted.generate:
                         break
         return self._plan_of(self.spec, written)
@@ -360,31 +370,11 @@ class Run:
         for number in range(ROUNDS):
             yield instruct.Instructions(pool, wanted, instruct.sampling_of(self.spec), number * size, size)
 
-    @staticmethod
-    def _written(plan: instruct.Instructions, answers: Answers) -> tuple[list[instruct.Written], list[Rejection]]:
-        """Instructions of one round in call order, and the calls that brought none."""
-        written, empty = [], []
-        for number, call in enumerate(plan.calls(), plan.first):
-            found = answers.frame(call)
-            if found is None:
-                if failure := answers.failure(call):
-                    detail, raw = failure.meta["detail"], readable(failure.body)
-                    empty.append(Rejection(call.row, "instructions", failure.meta["kind"], detail, raw))
-                continue
-            frame = found[0]
-            answer = decode(frame.meta["dialect"], frame.body)
-            items = instruct.written_in(plan, number, answer.text or "")
-            written += items
-            if not items:
-                detail = answer.problem or "no <example> item in the answer"
-                empty.append(Rejection(call.row, "instructions", "no_instruction", detail, readable(frame.body)))
-        return written, empty
-
     @contextmanager
     def _answers(self) -> Iterator[Answers]:
         index = JournalIndex(self.journal.read())
         try:
-            yield Answers(index, [t.name for t in self.spec.teachers])
+            yield Answers(index, [t.name for t in self.spec.teachers], self._schemas)
         finally:
             index.close()
 
@@ -397,7 +387,7 @@ class Run:
         """Every instruction that the journal holds, in call order."""
         if not self._instruct().generate:
             return []
-        return [item for plan in self._rounds(self._instruct()) for item in self._written(plan, answers)[0]]
+        return [item for plan in self._rounds(self._instruct()) for item in instructions_of(plan, answers)[0]]
 
     def _reader(self, plan: RowPlan) -> Read:
         checks = self.spec.validation
@@ -456,7 +446,7 @@ class Run:
         for round_plan in self._rounds(self._instruct()):
             if total >= wanted:
                 break  # a start without an outage would not have asked the rounds that follow
-            written, empty = self._written(round_plan, answers)
+            written, empty = instructions_of(round_plan, answers)
             rejected.open += sum(map(answers.is_open, round_plan.calls()))
             for rejection in empty:
                 rejected.add(rejection)

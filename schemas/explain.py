@@ -71,7 +71,7 @@ def spec_error(model: type[BaseModel], error: ValidationError) -> SpecError:
         first["type"] == "extra_forbidden" or first["loc"][-1] == "[key]"
     ):
         known = known_keys(model, path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.6)
         nearest = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
         if path[-1] in LATER:
             return SpecError(f"{dotted}: {LATER[str(path[-1])]} is not built yet", "leave it out")

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -176,3 +177,9 @@ class Teacher(Strict):
     def is_http(self) -> bool:
         """Whether calls of this lane leave over a socket."""
         return self.provider != "scripted"
+
+
+def lane_names(teachers: Sequence[Teacher]) -> list[str]:
+    """What a user tells lanes by: the name, with the place in the spec where several share it."""
+    names = [teacher.name for teacher in teachers]
+    return [name if names.count(name) == 1 else f"{name} (teachers.{n})" for n, name in enumerate(names)]

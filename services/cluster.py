@@ -4,7 +4,7 @@ import os
 import socket
 from pathlib import Path
 
-from schemas.errors import SpecError
+from schemas.errors import LimbeckError, SpecError
 
 OWN_PORTS = {"include_dashboard": False, "logging_level": "error", "log_to_driver": False}
 QUIET = {
@@ -39,7 +39,8 @@ def connect(address: str | None) -> None:
         os.environ.pop("RAY_ADDRESS", None)
         for name, value in OWN.items():
             os.environ.setdefault(name, value)
-        ray.init(address="local", object_store_memory=STORE_BYTES, **OWN_PORTS)
+        with _Starting():
+            ray.init(address="local", object_store_memory=STORE_BYTES, **OWN_PORTS)
         _keep_token_private()
         STARTED.add(ray.get_runtime_context().gcs_address)
         return
@@ -51,6 +52,20 @@ def connect(address: str | None) -> None:
             f"no Ray cluster answers at {address}: {first}",
             "where the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE",
         ) from None
+
+
+class _Starting:
+    """Ray 2.60 raises a bare `Exception` where a process of its own does not start, as on a full disk."""
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is Exception:
+            raise LimbeckError(
+                f"Ray did not start: {' '.join(str(error).split())[:160]}",
+                "check free memory, disk, processes and open files; Ray's newest session folder has its logs",
+            ) from None
 
 
 def is_own() -> bool:

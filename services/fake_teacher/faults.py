@@ -14,6 +14,7 @@ BEFORE = {  # answered with an error instead of an answer; nothing is charged
     "slow_down": (429, "slow_down"),
     "quota": (429, "insufficient_quota"),
 }
+NO_MONEY = 402, ""  # the `quota` of Anthropic: billing_error (errors page, read 2026-11-23)
 LOST = ("reset", "truncated", "hang")  # produced and charged, but it does not arrive whole
 GARBLED = ("html", "malformed")  # paid answers whose usage cannot be read either
 ODD = ("html", "malformed", "refusal", "blank")  # a paid answer that holds no usable text

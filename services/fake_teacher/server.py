@@ -16,7 +16,7 @@ from aiohttp import web
 
 from schemas.money import Price, Usage
 from services.fake_teacher.bill import Bill
-from services.fake_teacher.faults import BEFORE, GARBLED, LOST, drawn
+from services.fake_teacher.faults import BEFORE, GARBLED, LOST, NO_MONEY, drawn
 from services.fake_teacher.meter import Charge, Meters, anthropic_headers, openai_headers
 from services.fake_teacher.wire import WIRES, Asked, Wire, error_body
 from services.teachers.script import answer
@@ -88,13 +88,13 @@ class FakeTeacher:
         if self.behaviour.status:
             return self._refuse(wire, self.behaviour.status, "made_up", 0.0)
         try:
-            asked = wire.read(json.loads(raw))
+            asked = wire.read(json.loads(raw)).checked()
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             return self._refuse(wire, 400, "invalid_request", 0.0, f"{type(error).__name__}: {error}")
         poisoned = drawn(self.behaviour.poison, random.Random(f"{self.behaviour.seed} ".encode() + raw))
         fault = poisoned or drawn(self.behaviour.faults, self._rng)
         if fault in BEFORE:
-            status, code = BEFORE[fault]
+            status, code = NO_MONEY if fault == "quota" and wire.anthropic else BEFORE[fault]
             return self._refuse(wire, status, code, self.behaviour.retry_after_s if status in (429, 503, 529) else 0.0)
         if refused := self._limited(asked, wire):
             return refused

@@ -18,6 +18,12 @@ class Asked:
     schema: dict[str, Any] | None
     tool: str | None = None  # by which the answer is to come
 
+    def checked(self) -> "Asked":
+        """Itself. `ValueError` for what no provider takes."""
+        if not isinstance(self.max_tokens, int) or isinstance(self.max_tokens, bool) or self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be a whole number above 0, not {self.max_tokens!r}")
+        return self
+
 
 class Wire(Protocol):
     """One dialect."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError, SpecError, raised_there
-from schemas.lane import Teacher
+from schemas.lane import Teacher, lane_names
 from schemas.manifest import SPENT
 from schemas.weights import gguf_weights
 from services import cluster
@@ -260,11 +260,9 @@ class Fleet:
         import ray
 
         now: Progress = ray.get(self._feed.progress.remote())
-        names = [lane.teacher.name for lane in self._lanes]
-        for lane in self._lanes:
+        for name, lane in zip(lane_names(self.teachers), self._lanes, strict=True):
             if why := f"closed, {lane.closed}" if lane.closed else SPENT if lane.spent else lane.waits:
-                name = lane.teacher.name
-                now.absent[name if names.count(name) == 1 else f"{name} (teachers.{lane.number})"] = why
+                now.absent[name] = why
         return now
 
     def _show(self, watch: Callable[[Progress], None]) -> None:
@@ -340,7 +338,8 @@ class Fleet:
                 "the budget does not cover another call",
                 f"raise {' and '.join(caps)} and run again: what is done is kept",
             )
-        why = "; ".join(f"{lane.teacher.name}: {lane.closed}" for lane in self._lanes if lane.closed)
+        named = zip(lane_names(self.teachers), self._lanes, strict=True)
+        why = "; ".join(f"{name}: {lane.closed}" for name, lane in named if lane.closed)
         hints = {
             "bad_request": "rejected/ keeps what the teacher said; check model, max_tokens and json_schema",
             "auth": "check the key that api_key names",

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from limbeck.cli import app
 from limbeck.spec_file import load_job
+from schemas.errors import LimbeckError
+from services.cluster import connect
 
 Write = Callable[..., Path]
 
@@ -234,6 +236,21 @@ def test_a_cluster_that_is_not_there(job: Write, questions: Path, tmp_path: Path
     line = refused("run", job(questions), "--out", tmp_path / "run", "--address", "127.0.0.1:9")
     assert "127.0.0.1:9" in line
     assert "no address of a cluster" in refused("run", job(questions), "--out", tmp_path / "run", "--address", "x")
+
+
+def test_a_ray_that_does_not_start_is_one_line(
+    job: Write, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def timed_out(**options: Any) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen")
+
+    monkeypatch.setattr(ray, "init", timed_out)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(LimbeckError, match="Ray did not start: The current node timed out during startup") as told:
+        connect(None)
+    assert "disk" in told.value.hint and told.value.exit_status == 1
 
 
 def test_training_on_data_that_is_missing_or_lacks_a_field(jsonl: Write, tmp_path: Path) -> None:

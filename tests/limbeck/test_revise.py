@@ -11,7 +11,7 @@ from teacher_server import RunningTeacher, teacher_server
 
 import limbeck as api
 from limbeck.spec_file import load_job
-from schemas.errors import SpecError
+from schemas.errors import BudgetExhausted, SpecError
 from schemas.manifest import Manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -58,6 +58,7 @@ def test_new_rows_and_changed_rows_alone_are_paid_for(job: Write, jsonl: Write, 
         jsonl([*rows, {"id": 30, "input": "What is a new thing?"}])
         revised = run_it(spec, run, "validate.finished=true")
         assert "29 of 31 rows are reused" in revised.notes[0] and "2 not asked before" in revised.notes[0]
+        assert "validate" not in revised.notes[0]  # which asks for nothing anew
         assert teacher.bill()["calls"] == 32
     assert revised.rows.accepted == 31
 
@@ -90,10 +91,64 @@ def test_replay_of_a_prompt_that_was_never_sent_rejects_the_rows_and_a_run_asks_
     other = job(questions, "other.yaml", prompt={"system": "Be brief."})
     replayed = replay(run, other)
     assert replayed.rows.rejected == {"unanswered": 40} and "40 rows have no answer" in replayed.notes[-1]
+    assert "prompt.system: was null" in replayed.notes[-1]
     assert replayed.calls.reused == 0
     asked = run_it(other, run)
     assert asked.rows.accepted == 40
     assert asked.notes == ["0 of 40 rows are reused and cost nothing; 40 are asked (40 not asked before)"]
+
+
+def test_replay_holds_the_answers_that_are_there_against_another_schema(
+    job: Write, questions: Path, tmp_path: Path
+) -> None:
+    """The schema goes out with a call, too; a replay sends none, so that it is only what answers must satisfy."""
+    run, properties = tmp_path / "run", {"answer": {"type": "string"}, "sure": {"type": "boolean"}}
+
+    def asked(schema: dict[str, Any] | None) -> Path:
+        return job(questions, pipeline="instruct", teachers=[lane(teacher)], validate={"json_schema": schema})
+
+    with teacher_server() as teacher:
+        whole = {"type": "object", "properties": properties, "required": ["answer", "sure"]}
+        first = run_it(asked(whole), run)
+        for schema in ({**whole, "required": ["answer"]}, None, {"type": "object"}, whole):
+            again = replay(run, asked(schema))
+            assert (again.rows.accepted, again.dataset.sha256) == (40, first.dataset.sha256)
+        strict = {**whole, "properties": {**properties, "answer": {"type": "integer"}}}
+        assert replay(run, asked(strict)).rows.rejected == {"schema_mismatch": 40}
+        back = run_it(asked(whole), run)
+        assert back.rows.accepted == 40 == teacher.bill()["calls"]
+        assert "finished before" in run_it(asked(whole), run).notes[-1]
+
+
+def test_a_run_that_stops_with_fewer_rows_than_an_earlier_spec_had_says_so(
+    job: Write, questions: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with teacher_server() as teacher:
+        run_it(job(questions, teachers=[lane(teacher)]), run)
+        other = job(questions, "other.yaml", teachers=[lane(teacher)], prompt={"system": "Be brief."})
+        with pytest.raises(BudgetExhausted, match=r"dataset/ has 10 rows where it had 40") as stopped:
+            run_it(other, run, "budget.calls=50")
+        assert "limbeck replay" in stopped.value.message
+        assert replay(run, job(questions, teachers=[lane(teacher)])).rows.accepted == 40
+
+
+@pytest.mark.parametrize("damaged", ["job.yaml", "manifest.json"])
+def test_a_damaged_file_of_a_run_may_be_deleted_and_costs_nothing(
+    job: Write, questions: Path, tmp_path: Path, damaged: str
+) -> None:
+    run = tmp_path / "run"
+    with teacher_server() as teacher:
+        spec = job(questions, teachers=[lane(teacher)])
+        first = run_it(spec, run)
+        (run / damaged).write_text("{")
+        with pytest.raises(SpecError, match=damaged) as told:
+            run_it(spec, run)
+        assert "delete it" in told.value.hint
+        (run / damaged).unlink()
+        again = run_it(spec, run)
+        assert teacher.bill()["calls"] == 40
+    assert again.dataset == first.dataset
 
 
 def test_a_source_that_grew_after_the_run_had_finished_is_asked_for_the_new_rows(

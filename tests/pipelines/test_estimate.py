@@ -58,6 +58,12 @@ def test_rows_are_spread_by_what_the_lanes_limits_let_through(job: Write, questi
     assert found.hours is not None and found.hours.high == pytest.approx(0.1 / 60)
 
 
+def test_two_accounts_of_one_model_are_told_apart(job: Write, questions: Path) -> None:
+    account = {"provider": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "free": True}
+    found = planned(job(questions, teachers=[account, account, {**account, "model": "n"}]))
+    assert [lane.teacher for lane in found.lanes] == ["openai/m (teachers.0)", "openai/m (teachers.1)", "openai/n"]
+
+
 def test_instructions_that_are_yet_to_be_written_are_counted(job: Write, jsonl: Write) -> None:
     seeds = jsonl([{"id": i, "instruction": f"Do useful thing {i}."} for i in range(12)])
     spec = job(

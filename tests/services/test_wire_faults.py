@@ -100,6 +100,21 @@ def test_a_fault_of_one_kind(tmp_path: Path, fault: str, provider: str) -> None:
     assert spent >= bill["usd"] * 1e9 - 0.5
 
 
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_an_account_without_money_is_told_as_its_provider_tells_it(tmp_path: Path, provider: str) -> None:
+    async def ask(root: str) -> None:
+        adapter = open_adapter(lane(provider, root))
+        assert (await adapter.send(calls()[0])).verdict.kind is VerdictKind.OUT_OF_MONEY
+        assert (await adapter.send(calls()[0]._replace(sampling=Sampling(0.0, -4)))).verdict.detail.startswith(
+            "HTTP 400"
+        )
+        await adapter.close()
+
+    bill = asyncio.run(against(Behaviour(faults={"quota": 1.0}), ask))
+    paid = "402" if provider == "anthropic" else "429 insufficient_quota"
+    assert bill["refused"] == {paid: 1, "400 invalid_request": 1}
+
+
 async def reply_of(answer: Callable[[web.Request], web.Response], key_file: Path) -> Reply:
     """What comes back from a server of one's own."""
 
