@@ -14,8 +14,9 @@ from schemas.call import Call
 from schemas.job import Budget, JobSpec
 from schemas.lane import Teacher, lane_names
 from schemas.money import NANO, Usage, nano_usd
-from services.admission.charging import Charging, charging_of
+from services.admission.charging import Charging
 from services.fanout.size import Demand, fits, worst_case
+from services.teachers.adapter import charging_of
 
 FEWEST, MOST = 5.0, 3.0  # bytes a token
 USUAL_CALLS_A_MINUTE = 480.0  # of a lane that names no limits: 16 in flight at two seconds each, to share rows by

@@ -3,7 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -11,7 +11,21 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from schemas.money import Price
 from schemas.prices import listed_price
 
-OWN_URL = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
+
+class Provider(NamedTuple):
+    """What a spec may leave out of a lane of a provider itself: its address and the usual place of its key. dialects:
+    what it speaks, the first where `api` names none of them; base_ends: whether addresses end in /v1."""
+
+    url: str
+    api_key: str
+    dialects: tuple[str, ...]
+    base_ends: bool
+
+
+PROVIDERS = {
+    "openai": Provider("https://api.openai.com/v1", "env:OPENAI_API_KEY", ("chat", "responses"), True),
+    "anthropic": Provider("https://api.anthropic.com", "env:ANTHROPIC_API_KEY", ("messages",), False),
+}
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 HOST = re.compile(rf"(?=.{{1,253}}$){LABEL}(\.{LABEL})*\.?")
 CONTROL = re.compile(r"%([01][0-9a-f]|7f)", re.IGNORECASE)
@@ -129,24 +143,27 @@ class Teacher(Strict):
     @classmethod
     def _built(cls, values: Any) -> Any:
         # Said first: a spec for it has keys that are unknown as yet.
-        if isinstance(values, dict) and values.get("provider") == "recorded":
+        if not isinstance(values, dict):
+            return values
+        if values.get("provider") == "recorded":
             raise ValueError("provider 'recorded' is not built yet; openai, anthropic, embedded and scripted are")
-        url = values.get("base_url") if isinstance(values, dict) else None
-        if isinstance(url, str) and url.rstrip("/").lower() == OWN_URL.get(str(values.get("provider"))):
+        url, own = values.get("base_url"), PROVIDERS.get(str(values.get("provider")))
+        if own is not None and isinstance(url, str) and url.rstrip("/").lower() == own.url:
             return {**values, "base_url": None}  # written out, it is the provider all the same
         return values
 
     @model_validator(mode="after")
     def _whole(self) -> "Teacher":
-        if self.api != "chat" and self.provider != "openai":
+        own = PROVIDERS.get(self.provider)
+        if self.api != "chat" and (own is None or self.api not in own.dialects):
             raise ValueError(f"api {self.api!r} goes with provider openai")
         if self.lane != "online":
             raise ValueError(f"lane {self.lane!r} is not built yet; online is")
-        if self.provider in ("openai", "anthropic", "embedded") and not self.model:
+        if (own is not None or self.provider == "embedded") and not self.model:
             raise ValueError("model is required")
-        if self.provider == "anthropic" and self.base_url is not None and self.base_url.endswith("/v1"):
-            raise ValueError("base_url of an anthropic lane does not end in /v1; the package adds it")
-        if self.provider in ("openai", "anthropic") and self._price is None and not self.free:
+        if own is not None and not own.base_ends and self.base_url is not None and self.base_url.endswith("/v1"):
+            raise ValueError(f"base_url of an {self.provider} lane does not end in /v1; the package adds it")
+        if own is not None and self._price is None and not self.free:
             where = "" if self.base_url is None else f" at {self.base_url}"
             raise ValueError(
                 f"price of {self.model!r}{where} is unknown; give price: {{input: USD, output: USD}} per million "
@@ -172,11 +189,6 @@ class Teacher(Strict):
     def rates(self) -> Price:
         """The price in force; zero for teachers of one's own."""
         return Price(0.0, 0.0) if self.free else self._price or Price(0.0, 0.0)
-
-    @property
-    def is_http(self) -> bool:
-        """Whether calls of this lane leave over a socket."""
-        return self.provider != "scripted"
 
 
 def lane_names(teachers: Sequence[Teacher]) -> list[str]:

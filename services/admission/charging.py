@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from enum import IntEnum
 
-from schemas.lane import Teacher
 from services.admission.bucket import Bucket
 from services.admission.stray import SIGMAS
 
@@ -29,16 +28,6 @@ class Charging(IntEnum):
     LIVE = 0  # what was used, when it was used
     REFUND = 1  # input and max_tokens at once; what was not used comes back with the answer
     KEEP = 2  # input and max_tokens at once, for good
-
-
-def charging_of(teacher: Teacher) -> Charging:
-    """How a provider counts tokens against a limit (both: rate limit pages, read 2026-11-23); of others it is learned,
-    from a guess in the middle. A teacher inside Limbeck has no limits but the spec's, on what is used."""
-    if teacher.provider in ("embedded", "scripted"):
-        return Charging.LIVE
-    if teacher.base_url is not None:
-        return Charging.REFUND
-    return Charging.LIVE if teacher.provider == "anthropic" else Charging.KEEP
 
 
 @dataclass(slots=True)

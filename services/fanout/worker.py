@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import anyio
 
 from schemas.errors import LimbeckError
-from schemas.lane import Teacher
+from schemas.lane import PROVIDERS, Teacher
 from schemas.money import Amount
-from services.admission.charging import charging_of
 from services.admission.governor import governor_of
 from services.admission.lease import LEASE_S, Grant, Report
 from services.fanout.allowance import Allowance
@@ -20,7 +19,7 @@ from services.fanout.sender import Doubted, End, Moved, Sender, Stopped
 from services.fanout.units import Errand, Unit
 from services.journal.place import Journal
 from services.ledger.books import Account, Advance
-from services.teachers.adapter import open_adapter
+from services.teachers.adapter import charging_of, open_adapter
 from services.teachers.credentials import credential_id
 from services.teachers.embedded import SLOTS
 
@@ -85,7 +84,7 @@ class RayLeases:
 
 def is_governed(teacher: Teacher) -> bool:
     """Whether a lane's limits are an account's, which others may use, too, or are named."""
-    return teacher.provider in ("openai", "anthropic") or bool(teacher.limits.rates)
+    return teacher.provider in PROVIDERS or bool(teacher.limits.rates)
 
 
 def places(teacher: Teacher) -> int | None:

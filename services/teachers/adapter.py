@@ -1,17 +1,16 @@
 """The seam between a worker and a teacher: send a call, get raw bytes and a verdict."""
 
-from collections.abc import Callable
 from typing import Protocol
 
 from schemas.call import Answer, Call, Reply
-from schemas.lane import Teacher
+from schemas.lane import PROVIDERS, Teacher
+from services.admission.charging import Charging
 from services.teachers.chat import Chat
 from services.teachers.dialect import Dialect
 from services.teachers.messages import Messages
 from services.teachers.responses import Responses
 
-DIALECTS: dict[str, Callable[[Teacher], Dialect]] = {"chat": Chat, "responses": Responses, "messages": Messages}
-DECODERS = {"chat": Chat.decode, "responses": Responses.decode, "messages": Messages.decode}
+DIALECTS: dict[str, type[Dialect]] = {dialect.name: dialect for dialect in (Chat, Responses, Messages)}
 
 
 class Adapter(Protocol):
@@ -31,20 +30,26 @@ def open_adapter(teacher: Teacher, base_url: str | None = None) -> Adapter:
         from services.teachers.scripted import ScriptedAdapter
 
         return ScriptedAdapter(teacher.name)
-    from services.teachers.http import HttpAdapter, anthropic_sdk, openai_sdk
+    from services.teachers.http import HttpAdapter
 
-    dialect = DIALECTS[dialect_of(teacher)](teacher)
-    sdk = anthropic_sdk if teacher.provider == "anthropic" else openai_sdk
-    return HttpAdapter(dialect, sdk(teacher, base_url, dialect.path), teacher.timeout_s)
+    dialect = DIALECTS[dialect_of(teacher)]
+    return HttpAdapter(dialect(teacher), dialect.sdk(teacher, base_url), teacher.timeout_s)
 
 
 def dialect_of(teacher: Teacher) -> str:
     """The name under which the journal remembers how to read a lane's bodies."""
-    if teacher.provider == "anthropic":
-        return Messages.name
-    return Chat.name if teacher.provider == "scripted" else teacher.api
+    own = PROVIDERS.get(teacher.provider)
+    return Chat.name if own is None else teacher.api if teacher.api in own.dialects else own.dialects[0]
+
+
+def charging_of(teacher: Teacher) -> Charging:
+    """How a provider counts tokens against a limit; of other servers it is learned, from a guess in the middle. A
+    teacher inside Limbeck has no limits but the spec's, on what is used."""
+    if teacher.provider not in PROVIDERS:
+        return Charging.LIVE
+    return Charging.REFUND if teacher.base_url is not None else DIALECTS[dialect_of(teacher)].charging
 
 
 def decode(dialect: str, body: bytes) -> Answer:
     """The text of a journalled answer."""
-    return DECODERS[dialect](body)
+    return DIALECTS[dialect].decode(body)

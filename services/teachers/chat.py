@@ -5,13 +5,17 @@ import re
 from typing import Any
 
 from schemas.call import Answer, Call, wire_messages
-from schemas.lane import Teacher
+from schemas.lane import PROVIDERS, Teacher
 from schemas.money import Usage
 from schemas.text import storable
+from services.admission.charging import Charging
+from services.teachers.credentials import lane_key
 from services.teachers.dialect import NAME, counted, foreign, is_strict, parsed
+from services.teachers.sdk import Sdk, forget_environment, taken_from
+from services.teachers.verdict import RateHeaders
 
 REASONING = re.compile(r"(gpt-5|o\d)")  # OpenAI's models of these names answer 400 to any temperature but their own
-RATE_HEADERS = {
+RATE_HEADERS: RateHeaders = {
     ours: [(f"x-ratelimit-limit-{name}", f"x-ratelimit-remaining-{name}") for name in wire]
     for ours, wire in {"requests": ["requests"], "tokens": ["tokens", "project-tokens"]}.items()
 }
@@ -20,6 +24,16 @@ RATE_HEADERS = {
 def takes_temperature(teacher: Teacher) -> bool:
     """Whether a lane of OpenAI's dialects may be sent a temperature."""
     return teacher.base_url is not None or REASONING.match(teacher.model) is None
+
+
+def openai_sdk(teacher: Teacher, base_url: str | None, path: str) -> Sdk:
+    import openai
+
+    place = base_url or teacher.base_url
+    forget_environment("OPENAI_CUSTOM_HEADERS", *(("OPENAI_ORG_ID", "OPENAI_PROJECT_ID") if place else ()))
+    key = lane_key(teacher)
+    client = openai.OpenAI(api_key=key, base_url=place or PROVIDERS["openai"].url, max_retries=0)
+    return taken_from(client, path, key)
 
 
 def _joined(content: Any) -> Any:
@@ -33,8 +47,8 @@ class Chat:
     """`POST /chat/completions`."""
 
     name = "chat"
-    path = "/chat/completions"
-    rate_headers = RATE_HEADERS
+    rate_headers: RateHeaders = RATE_HEADERS
+    charging = Charging.KEEP  # rate limits page, read 2026-11-23
 
     def __init__(self, teacher: Teacher) -> None:
         self._model = teacher.model
@@ -42,6 +56,10 @@ class Chat:
         own = teacher.provider == "openai" and teacher.base_url is None
         self._max_tokens = "max_completion_tokens" if own else "max_tokens"
         self._takes_temperature = takes_temperature(teacher)
+
+    @staticmethod
+    def sdk(teacher: Teacher, base_url: str | None) -> Sdk:
+        return openai_sdk(teacher, base_url, "/chat/completions")
 
     def request(self, call: Call) -> dict[str, Any]:
         body: dict[str, Any] = {

@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 
 from schemas.errors import SpecError
-from schemas.lane import Teacher
+from schemas.lane import PROVIDERS, Teacher
 
 NO_KEY = "none"  # the SDKs insist on a key; servers of one's own ignore it
-USUAL = {"openai": "env:OPENAI_API_KEY", "anthropic": "env:ANTHROPIC_API_KEY"}
 
 
 def resolve_key(reference: str | None) -> str:
@@ -43,8 +42,8 @@ def _key(value: str, reference: str) -> str:
 
 def lane_key(teacher: Teacher) -> str:
     """The key of a lane: the provider's usual variable where the lane is the provider itself and names none."""
-    if teacher.api_key is None and teacher.base_url is None and teacher.provider in USUAL:
-        return resolve_key(USUAL[teacher.provider])
+    if teacher.api_key is None and teacher.base_url is None and teacher.provider in PROVIDERS:
+        return resolve_key(PROVIDERS[teacher.provider].api_key)
     return resolve_key(teacher.api_key)
 
 

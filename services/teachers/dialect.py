@@ -1,10 +1,14 @@
-"""What tells one wire dialect from another. A new provider is one file with a `Dialect` and its recorded shapes."""
+"""What tells one wire dialect from another. A new one is a file with a `Dialect`, named in `adapter`, and its recorded
+shapes; where it is a new provider's, too, a line in `schemas.lane.PROVIDERS` holds what a spec may leave out."""
 
 import json
 from typing import Any, Protocol
 
 from schemas.call import Answer, Call
+from schemas.lane import Teacher
 from schemas.money import Usage
+from services.admission.charging import Charging
+from services.teachers.sdk import Sdk
 from services.teachers.verdict import RateHeaders
 
 REFUSED_IF_STRICT = {
@@ -21,11 +25,16 @@ class Dialect(Protocol):
     `decode` and `usage` never raise: a paid answer is kept whatever it holds.
     """
 
-    @property
-    def path(self) -> str: ...
+    name: str  # by which the journal remembers how to read a lane's bodies
+    rate_headers: RateHeaders
+    charging: Charging  # how the provider itself counts tokens against a limit; a compatible server may differ
 
-    @property
-    def rate_headers(self) -> RateHeaders: ...
+    def __init__(self, teacher: Teacher) -> None: ...
+
+    @staticmethod
+    def sdk(teacher: Teacher, base_url: str | None) -> Sdk:
+        """From the provider's own package; `base_url` where it is not the lane's."""
+        ...
 
     def request(self, call: Call) -> dict[str, Any]: ...
 

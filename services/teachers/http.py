@@ -15,78 +15,30 @@ import time
 import zlib
 from collections.abc import Mapping
 from email.utils import formatdate
-from typing import Any, NamedTuple
 
 import aiohttp
 import certifi
 import yarl
 
 from schemas.call import Call, RateHint, Reply, Verdict, VerdictKind
-from schemas.lane import Teacher
-from services.teachers.credentials import NO_KEY, lane_key
 from services.teachers.dialect import Dialect
 from services.teachers.redaction import judged, redacted
+from services.teachers.sdk import Sdk
 from services.teachers.verdict import hint_of
 
-OPENAI_URL = "https://api.openai.com/v1"
-ANTHROPIC_URL = "https://api.anthropic.com"
 CONNECT_S = 10.0
 MOST_HEADER = 256 * 1024  # of one line or field; aiohttp's 8 kB would lose a paid answer to a gateway's long cookie
 MOST_HEADERS = 1_024
 MOST_BODY = 64 * 2**20  # of a body that is unpacked here
 UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ConnectionRefusedError, socket.gaierror)
 HINT_EVERY_S = 0.05  # headers of one answer in so many seconds are read: they say the same
-CUSTOM_HEADERS = ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS")  # would be sent along with every call
-
-
-class Sdk(NamedTuple):
-    """What a provider's package gave: where to post, and the headers of every call; the key, to be found in answers."""
-
-    url: yarl.URL
-    headers: dict[str, str]
-    key: bytes
-
-
-def _sdk(client: Any, path: str, key: str, **extra: str) -> Sdk:
-    """Take a package's client for what it knows, and close it: its connections are never used."""
-    made = {**client.default_headers, **client.auth_headers, **extra, "content-type": "application/json",
-            "accept-encoding": "identity"}  # fmt: skip
-    headers = {name: value for name, value in made.items() if isinstance(value, str)}
-    url = yarl.URL(str(client.base_url).rstrip("/") + path, encoded=True)
-    client.close()
-    return Sdk(url, headers, b"" if key == NO_KEY else key.encode())
-
-
-def _forget_environment(place: str | None) -> None:
-    """Variables that the packages would turn into headers, and that a server elsewhere has no business to see."""
-    for name in CUSTOM_HEADERS if place is None else (*CUSTOM_HEADERS, "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
-        os.environ.pop(name, None)
-
-
-def openai_sdk(teacher: Teacher, base_url: str | None, path: str) -> Sdk:
-    import openai
-
-    _forget_environment(base_url or teacher.base_url)
-    place = base_url or teacher.base_url or OPENAI_URL
-    key = lane_key(teacher)
-    return _sdk(openai.OpenAI(api_key=key, base_url=place, max_retries=0), path, key)
-
-
-def anthropic_sdk(teacher: Teacher, base_url: str | None, path: str) -> Sdk:
-    import anthropic
-
-    key, place = lane_key(teacher), base_url or teacher.base_url
-    _forget_environment(place)
-    client = anthropic.Anthropic(api_key=key, base_url=place or ANTHROPIC_URL, max_retries=0)
-    # The SDK sends a bearer token since 1.0; compatible gateways read x-api-key.
-    return _sdk(client, path, key, **({"x-api-key": key} if place else {}))
 
 
 class HttpAdapter:
     """One lane's connection pool."""
 
     def __init__(self, dialect: Dialect, sdk: Sdk, timeout_s: float) -> None:
-        self._dialect, self._sdk = dialect, sdk
+        self._dialect, self._sdk, self._url = dialect, sdk, yarl.URL(sdk.url, encoded=True)
         # `total` ends a body that drips for ever, too.
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_S, timeout_s))
         self._session: aiohttp.ClientSession | None = None
@@ -98,7 +50,7 @@ class HttpAdapter:
         try:
             # A redirect would carry the prompt elsewhere.
             async with self._connections().post(
-                self._sdk.url, data=content, headers=self._sdk.headers, allow_redirects=False, timeout=self._timeout
+                self._url, data=content, headers=self._sdk.headers, allow_redirects=False, timeout=self._timeout
             ) as response:
                 status, body = response.status, await response.read()
                 headers: Mapping[str, str] = response.headers

@@ -5,10 +5,14 @@ import json
 from typing import Any
 
 from schemas.call import Answer, Call
-from schemas.lane import Teacher
+from schemas.lane import PROVIDERS, Teacher
 from schemas.money import Usage
 from schemas.text import storable
+from services.admission.charging import Charging
+from services.teachers.credentials import lane_key
 from services.teachers.dialect import NAME, counted, foreign, parsed
+from services.teachers.sdk import Sdk, forget_environment, taken_from
+from services.teachers.verdict import RateHeaders
 
 LOST = {"definitions", "patternProperties", "unevaluatedProperties", "if", "then", "not", "dependentSchemas",
         "dependentRequired", "propertyNames", "prefixItems", "allOf"}  # fmt: skip
@@ -59,8 +63,8 @@ class Messages:
     """`POST /v1/messages`."""
 
     name = "messages"
-    path = "/v1/messages"
-    rate_headers = {
+    charging = Charging.LIVE  # rate limits page, read 2026-11-23
+    rate_headers: RateHeaders = {
         ours: [(f"anthropic-ratelimit-{wire}-limit", f"anthropic-ratelimit-{wire}-remaining")]
         for ours, wire in (
             ("requests", "requests"), ("tokens", "tokens"), ("input", "input-tokens"), ("output", "output-tokens"),
@@ -70,6 +74,16 @@ class Messages:
     def __init__(self, teacher: Teacher) -> None:
         self._model = teacher.model
         self._compatible = teacher.base_url is not None
+
+    @staticmethod
+    def sdk(teacher: Teacher, base_url: str | None) -> Sdk:
+        import anthropic
+
+        key, place = lane_key(teacher), base_url or teacher.base_url
+        forget_environment("ANTHROPIC_CUSTOM_HEADERS")
+        client = anthropic.Anthropic(api_key=key, base_url=place or PROVIDERS["anthropic"].url, max_retries=0)
+        # The SDK sends a bearer token since 1.0; compatible gateways read x-api-key.
+        return taken_from(client, "/v1/messages", key, **({"x-api-key": key} if place else {}))
 
     def request(self, call: Call) -> dict[str, Any]:
         turns = [{"role": m.role, "content": m.content} for m in call.messages if m.role != "system"]

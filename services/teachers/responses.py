@@ -7,19 +7,25 @@ from schemas.call import Answer, Call, wire_messages
 from schemas.lane import Teacher
 from schemas.money import Usage
 from schemas.text import storable
-from services.teachers.chat import RATE_HEADERS, takes_temperature
+from services.admission.charging import Charging
+from services.teachers.chat import RATE_HEADERS, openai_sdk, takes_temperature
 from services.teachers.dialect import NAME, counted, foreign, is_strict, parsed
+from services.teachers.sdk import Sdk
 
 
 class Responses:
     """`POST /responses`. Nothing is stored at the provider: `store` is true there by default."""
 
     name = "responses"
-    path = "/responses"
     rate_headers = RATE_HEADERS
+    charging = Charging.KEEP
 
     def __init__(self, teacher: Teacher) -> None:
         self._model, self._takes_temperature = teacher.model, takes_temperature(teacher)
+
+    @staticmethod
+    def sdk(teacher: Teacher, base_url: str | None) -> Sdk:
+        return openai_sdk(teacher, base_url, "/responses")
 
     def request(self, call: Call) -> dict[str, Any]:
         body: dict[str, Any] = {
