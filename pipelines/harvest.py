@@ -109,19 +109,15 @@ def readable(body: bytes) -> str:
 
 @dataclass(slots=True)
 class Answers:
-    """Journalled answers of a plan's calls, whichever lane gave them. Where the call itself was never asked, an answer
-    to one that differs in its schema alone serves, if that is among `schemas`."""
+    """Journalled answers of a plan's calls, whichever lane gave them."""
 
     index: JournalIndex
     models: Sequence[str]
-    schemas: Sequence[str | None] = ()
 
     def _keys(self, call: Call) -> Iterator[tuple[bytes, str]]:
-        """Call keys, each with its lane, that an answer to a call may have."""
-        variants = (call._replace(schema=schema) for schema in self.schemas if schema != call.schema)
-        for content in (asked.content() for asked in (call, *variants)):
-            for model in self.models:
-                yield call_key(model, content), model
+        """The call key of each lane, with the lane."""
+        content = call.content()
+        return ((call_key(model, content), model) for model in self.models)
 
     def frame(self, call: Call) -> tuple[Any, str, str] | None:
         """(answer frame, lane, call key in hex) for a call."""

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipelines.answer_schema import misfit
@@ -108,6 +110,27 @@ def _mark(item: str, ids: tuple[str, ...]) -> str:
 
 
 @dataclass(frozen=True)
+class Borrowed:
+    """Rows whose answer serves though their call went out with another schema: for each such schema the marks of their
+    ids, sorted (8 bytes a row)."""
+
+    rows: tuple[tuple[str | None, NDArray[np.uint64]], ...] = ()
+
+    @staticmethod
+    def mark(row: str) -> int:
+        return int.from_bytes(hashlib.blake2b(row.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+    def schema(self, row: str, own: str | None) -> str | None:
+        """The schema that a row's call goes out with: `own`, or another one."""
+        mark = np.uint64(self.mark(row)) if self.rows else 0
+        for schema, marks in self.rows:
+            at = int(np.searchsorted(marks, mark))
+            if at < len(marks) and marks[at] == mark:
+                return schema
+        return own
+
+
+@dataclass(frozen=True)
 class Responses:
     """The plan of the second stage: one call for each instruction, the source's first, then the written ones."""
 
@@ -117,11 +140,13 @@ class Responses:
     prompt: Prompt
     sampling: Sampling
     schema: str | None = None
+    borrowed: Borrowed = Borrowed()
 
     def call(self, row: Row) -> Call:
         system = CONCISE if self.prompt.system is None else self.prompt.system
         turns = [Message("system", system)] if system else []
-        return Call(row.id, (*turns, Message("user", row.input)), self.sampling, schema=self.schema)
+        schema = self.borrowed.schema(row.id, self.schema)
+        return Call(row.id, (*turns, Message("user", row.input)), self.sampling, schema=schema)
 
     def rows(self) -> Iterator[Row | Malformed]:
         yield from usable(self.source, self.duplicates)
@@ -131,7 +156,7 @@ class Responses:
         return (self.call(row) for row in self.rows() if isinstance(row, Row))
 
 
-def plan_of(spec: JobSpec, duplicates: frozenset[int], written: tuple[Written, ...]) -> Responses:
+def plan_of(spec: JobSpec, duplicates: frozenset[int], written: tuple[Written, ...] = ()) -> Responses:
     return Responses(spec.source, duplicates, written, spec.prompt, sampling_of(spec), schema_of(spec))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pipelines import cot, instruct
 from pipelines.advice import GONE, OURS, advice, beyond_the_plan, gone
 from pipelines.answer_schema import check_schema
+from pipelines.borrowed import borrowing
 from pipelines.card import card
 from pipelines.curate import curate
 from pipelines.harvest import (
@@ -68,7 +69,6 @@ class Run:
     _earlier: JobSpec | None = field(init=False, default=None)
     _edited: list[str] = field(init=False, default_factory=list)  # files that say something else than last time
     _changes: list[str] = field(init=False, default_factory=list)
-    _schemas: tuple[str | None, ...] = ()  # that answers may have been asked for with, beside the spec's
     _base: Totals = field(init=False)
     _done: Progress = field(init=False, default_factory=Progress)
     _sent_before: Progress = field(init=False, default_factory=Progress)
@@ -171,13 +171,18 @@ class Run:
 
     def plan(self) -> RowPlan:
         """The calls of the source's rows, as far as they are known before anything is written by a teacher."""
-        return self._plan_of(self.spec, ())
+        of = cot.plan_of if self.spec.pipeline == "cot" else instruct.plan_of
+        return of(self.spec, self._scan.duplicates)
 
     def _plan_of(self, spec: JobSpec, written: Sequence[instruct.Written]) -> RowPlan:
+        """The same once all is known; answers that were asked for with another schema serve where they fit."""
         if spec.pipeline == "cot":
             return cot.plan_of(spec, self._scan.duplicates)
-        kept = tuple(written[: self._instruct().generate])
-        return instruct.plan_of(spec, self._scan.duplicates, kept)
+        plan = instruct.plan_of(spec, self._scan.duplicates, tuple(written[: self._instruct().generate]))
+        if not (others := [schema for schema in reversed(self.manifest.schemas) if schema != plan.schema]):
+            return plan
+        with self._answers() as answers:
+            return borrowing(plan, others, answers)
 
     def generate(self) -> Manifest:
         """Run to a published dataset on the Ray that is connected.
@@ -185,7 +190,6 @@ class Run:
         A run that stops for money or for want of a lane publishes what is done, then raises.
         """
         ship_everywhere(self.journal)
-        self.manifest.schemas = list(dict.fromkeys([*self.manifest.schemas, instruct.schema_of(self.spec)]))
         self._open_books()
         left = "unanswered" in self.manifest.rows.rejected  # by a replay, which has told what changed
         if self._earlier is not None and (self._changes or self._edited or left):
@@ -193,9 +197,7 @@ class Run:
         try:
             plan = self._fan_out()
         except (BudgetExhausted, LaneUnusable) as stop:
-            nothing = not self.manifest.calls.answered and not self.manifest.calls.failed
-            if nothing:
-                self.settle()
+            nothing = not self.manifest.calls.answered and not self.settle().failed
             self.fail(stop)
             if nothing:
                 raise
@@ -213,7 +215,6 @@ class Run:
 
     def replay(self) -> Manifest:
         """Parse, validate, curate and publish what the journal holds under this spec. Pays nothing."""
-        self._schemas = tuple(self.manifest.schemas) or tuple(map(instruct.schema_of, filter(None, [self._earlier])))
         self._open_books()
         self._publish(self._partial_plan(), self._unanswered, replayed=True)
         if unanswered := self.manifest.rows.rejected.get("unanswered"):
@@ -254,7 +255,8 @@ class Run:
         return self.manifest
 
     def _open_books(self) -> None:
-        before = self.manifest.calls
+        before, specs = self.manifest.calls, filter(None, (self._earlier, self.spec))
+        self.manifest.schemas = list(dict.fromkeys([*self.manifest.schemas, *map(instruct.schema_of, specs)]))
         self._base = JournalIndex(self.journal.read()).totals
         self._sent_before = Progress(sent=max(before.sent, self._base.answered), retried=before.retried)
         self.manifest.state, self.manifest.error, self.manifest.stage = "running", "", "start"
@@ -264,9 +266,11 @@ class Run:
         self._count(Progress())
         self.directory.save(self.manifest)
 
-    def settle(self) -> None:
-        """Bring the manifest's spend up to what the journal holds."""
-        self._exact_counts(JournalIndex(self.journal.read()).totals)
+    def settle(self) -> Totals:
+        """Bring the manifest's spend up to what the journal holds; its sums."""
+        totals = JournalIndex(self.journal.read()).totals
+        self._exact_counts(totals)
+        return totals
 
     def fail(self, error: LimbeckError) -> None:
         """Write how the run ended, unless that was written already."""
@@ -374,7 +378,7 @@ class Run:
     def _answers(self) -> Iterator[Answers]:
         index = JournalIndex(self.journal.read())
         try:
-            yield Answers(index, [t.name for t in self.spec.teachers], self._schemas)
+            yield Answers(index, [t.name for t in self.spec.teachers])
         finally:
             index.close()
 

@@ -52,17 +52,19 @@ class Breaker:
     def ended(self) -> list[int]:
         """No more calls follow: the numbers of those that failed and stay open, unless so many of the last came to
         nothing that the lane may be to blame."""
-        return sorted(self._open) if self.has_answered and self._bad_in_a_row < ENOUGH else []
+        in_vain = self._bad_in_a_row + self._in_a_row
+        return sorted(self._open) if self.has_answered and in_vain < ENOUGH else []
 
-    def failed(self, number: int, kind: VerdictKind, known: bool = False) -> Fault:
+    def failed(self, number: int, kind: VerdictKind, known: bool = False, paid: bool = False) -> Fault:
         """A call is given up. known: it failed in an earlier start, too, so that it tells little about the lane. Where
-        it may be paid for each time, it is then settled all the same: money goes before certainty."""
+        it is paid for each time, as it may be by its kind, it is then settled all the same: money goes before
+        certainty."""
         if kind.closes_lane:
             return Fault(False, True)
         if kind not in IN_VAIN and not kind.retried:
             return Fault(True, False)  # refused, or too large: said of this very call
         if kind not in NEVER_ITS_OWN:
-            if self._is_to_blame(number) or (known and kind.may_be_paid and self.has_answered):
+            if self._is_to_blame(number) or (known and (paid or kind.may_be_paid) and self.has_answered):
                 return Fault(True, False)
             self._open.add(number)
         if known and self.has_answered:

@@ -344,9 +344,10 @@ class Fleet:
             "bad_request": "rejected/ keeps what the teacher said; check model, max_tokens and json_schema",
             "auth": "check the key that api_key names",
             "out_of_money": "top the account up, then run again",
+            "timeout": "raise timeout_s where the teacher takes longer for one call, then run again to resume",
             "unreachable": "check base_url and that the server runs, then run again",
             "did not start": "check free memory (the weights of a local teacher and 1 GiB), then run again",
-            "malformed_answer": "check base_url: what answers there is not this API, and rejected/ keeps what it said",
+            "malformed_answer": "check base_url: what answers there is not this API (rejected/ keeps what it said)",
             "misdirected": "check base_url (it ends in /v1) and the model's name",
         }
         if all(lane.server is not None for lane in self._lanes if lane.closed):

@@ -233,8 +233,8 @@ class Sender:
         """All calls are through, and none follows that could tell whether the last that failed are to blame. Of those
         that nothing came of but a bill it is taken to be so: asked again, each would be paid for again."""
         if self.end is None:
-            garbled = {n for n, (_, meta) in self._failed.items() if meta["kind"] == VerdictKind.MALFORMED}
-            self._settle([number for number in self._breaker.ended() if number in garbled])
+            paid = {number for number, (_, meta) in self._failed.items() if meta["paid"]}
+            self._settle([number for number in self._breaker.ended() if number in paid])
 
     async def _rest(self, seconds: float, others: tuple[int, ...]) -> None:
         """Between two attempts; cut short where the worker stops, or the call goes elsewhere."""
@@ -250,7 +250,8 @@ class Sender:
 
     def _give_up(self, case: Case, number: int, reply: Reply) -> None:
         verdict = reply.verdict
-        fault = self._breaker.failed(number, verdict.kind, case.errand.known)
+        charged = reply.usage is not None and reply.usage != Usage()
+        fault = self._breaker.failed(number, verdict.kind, case.errand.known, charged)
         if fault.opens:
             self._close(verdict)
             raise Stopped
@@ -263,7 +264,8 @@ class Sender:
         self._journal.append(Frame(Kind.FAILED, case.key, os.urandom(16), meta, reply.body))
         self.delta.failed += 1
         if not fault.settled:
-            self._failed[number] = case.key, {**meta, "repeats": True}
+            paid = charged or verdict.kind is VerdictKind.MALFORMED
+            self._failed[number] = case.key, {**meta, "repeats": True, "paid": paid}
             raise Doubted
 
     def _close(self, verdict: Verdict) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from runs import KillAt, Write, lane, questions, run_it
 from teacher_server import teacher_server
@@ -71,11 +72,19 @@ def test_a_lane_that_answers_with_pages_leaves_its_rows_to_the_others(job: Write
         assert run_it(job(questions(jsonl, 300), teachers=lanes[1:], budget={"usd": 1}), tmp_path / "run").rows.accepted
 
 
+def test_a_time_limit_below_what_a_teacher_takes_is_named(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    with teacher_server("--latency", "3") as slow, pytest.raises(LaneUnusable, match="timeout_s") as told:
+        run_it(job(questions(jsonl, 40), teachers=[lane(slow, timeout_s=0.2)]), tmp_path / "run")
+    assert "raise timeout_s" in told.value.hint
+
+
 def test_once_the_address_is_right_the_rows_of_a_page_are_asked_for(job: Write, jsonl: Write, tmp_path: Path) -> None:
     rows, run = questions(jsonl, 60), tmp_path / "run"
     with teacher_server("--faults", "html:1") as portal, pytest.raises(LaneUnusable, match="malformed_answer") as told:
         run_it(job(rows, teachers=[lane(portal)]), run)
     assert "base_url" in told.value.hint
+    said = pq.read_table(run / "rejected").to_pylist()
+    assert said and all("<html>" in row["raw"] and row["reason"] == "malformed_answer" for row in said)
     with teacher_server() as sound:
         assert run_it(job(rows, teachers=[lane(sound)]), run).rows.accepted == 60 == sound.bill()["calls"]
 

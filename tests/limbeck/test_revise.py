@@ -114,10 +114,35 @@ def test_replay_holds_the_answers_that_are_there_against_another_schema(
             again = replay(run, asked(schema))
             assert (again.rows.accepted, again.dataset.sha256) == (40, first.dataset.sha256)
         strict = {**whole, "properties": {**properties, "answer": {"type": "integer"}}}
-        assert replay(run, asked(strict)).rows.rejected == {"schema_mismatch": 40}
+        assert replay(run, asked(strict)).rows.rejected == {"unanswered": 40}
         back = run_it(asked(whole), run)
         assert back.rows.accepted == 40 == teacher.bill()["calls"]
         assert "finished before" in run_it(asked(whole), run).notes[-1]
+
+
+def test_a_run_under_a_changed_schema_asks_for_what_a_replay_found_no_answer_to_and_for_nothing_else(
+    job: Write, questions: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    answers = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+    some = {**answers, "properties": {"answer": {"type": "string", "pattern": "^[A-M]"}}}
+
+    def asked(schema: dict[str, Any] | None) -> Path:
+        return job(questions, pipeline="instruct", teachers=[lane(teacher)], validate={"json_schema": schema})
+
+    with teacher_server() as teacher:
+        run_it(asked(None), run)
+        assert replay(run, asked(answers)).rows.rejected == {"unanswered": 40}  # prose, all of it
+        assert run_it(asked(answers), run).rows.accepted == 40 and teacher.bill()["calls"] == 80
+        preview = replay(run, asked(some))
+        left = preview.rows.rejected["unanswered"]
+        assert preview.rows.accepted == 40 - left and 0 < left < 40
+        assert f"{left} rows have no answer" in preview.notes[-1] and "validate.json_schema" in preview.notes[-1]
+        paid = run_it(asked(some), run)
+        assert f"{40 - left} of 40 rows are reused" in paid.notes[0]
+        assert teacher.bill()["calls"] == 80 + left and paid.rows.accepted >= preview.rows.accepted
+        wide = replay(run, asked({"type": "object"}))  # what was asked with either schema serves, the prose does not
+        assert wide.rows.accepted == 40
 
 
 def test_a_run_that_stops_with_fewer_rows_than_an_earlier_spec_had_says_so(

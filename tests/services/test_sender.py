@@ -161,6 +161,32 @@ def test_a_lane_whose_answers_are_none_is_closed_and_each_call_can_be_asked_agai
     assert [index.is_settled(key) for key in failed_keys(tmp_path, 100)] == [False] * (GARBLED - 1)
 
 
+@pytest.mark.parametrize(("failures", "starts"), [(3, 1), (5, 2)])
+def test_an_error_that_was_charged_is_paid_for_once_more_at_the_most(
+    failures: int, starts: int, tmp_path: Path
+) -> None:
+    """Of so many calls that fail last. Three may be their own doing, more perhaps the lane's."""
+    failed = Reply(Verdict(VerdictKind.TRANSIENT, "HTTP 500"), 200, b"{}", Usage(5, 5))
+    sent = 0
+    for start in range(1, 5):
+        index = JournalIndex(tmp_path)
+        todo = [call for call in calls(9 + failures) if not index.is_settled(call_key(LANE.name, call.content()))]
+        todo = [call for call in todo if call_key(LANE.name, call.content()) not in index]
+        errands = [Errand(call, index.has_failed(call_key(LANE.name, call.content()))) for call in todo]
+        adapter = Played(lambda number, answers=9 if start == 1 else 0: ANSWER if number <= answers else failed)
+        allowance = Allowance("run", "w", {}, None, governed=False, banked=False, window=1)
+        place = JournalWriter(tmp_path, f"00000{start}-1-0000")
+        work = Sender(LANE, adapter, place, allowance, None, has_answered=start > 1)
+
+        async def go(work: Sender = work, errands: list[Errand] = errands) -> None:
+            await asyncio.gather(*(work.run(errand) for errand in errands), return_exceptions=True)
+            work.settle_last()
+
+        asyncio.run(go())
+        sent += adapter.sent
+    assert sent == 9 + failures * starts
+
+
 @pytest.mark.parametrize("answers", [0, 2, 6])
 def test_the_last_answers_of_all_that_are_none_are_not_paid_for_again_where_their_lane_answers(
     answers: int, tmp_path: Path
