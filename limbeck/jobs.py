@@ -21,6 +21,7 @@ from schemas.job import JobSpec
 from schemas.manifest import Manifest
 from schemas.student import FINE_TUNED, TRAINED_ON, TrainingData, TrainingSpec, advice, fine_tuning
 from services import cluster
+from services.teachers.credentials import key_variables
 
 FEW_STEPS = 10  # of which a student can have learned little
 
@@ -52,7 +53,7 @@ def run(
         return this.manifest
     cluster.check_address(address)
     with this.stage("ray"):
-        cluster.connect(address)
+        cluster.connect(address, key_variables(spec.teachers))
     if spec.train is not None:
         from training.loop import check_workers
 

@@ -161,9 +161,10 @@ def plan_of(spec: JobSpec, duplicates: frozenset[int], written: tuple[Written, .
 
 
 def schema_of(spec: JobSpec) -> str | None:
-    """The JSON schema that responses are asked for with, as canonical text."""
+    """The JSON schema that responses are asked for with, as compact text. In its own order, for providers write an
+    object's properties in that of the schema: reasoning before an answer, or after it."""
     wanted = spec.validation.json_schema
-    return None if wanted is None else json.dumps(wanted, sort_keys=True, separators=(",", ":"))
+    return None if wanted is None else json.dumps(wanted, separators=(",", ":"))
 
 
 def sampling_of(spec: JobSpec) -> Sampling:

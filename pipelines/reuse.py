@@ -8,6 +8,7 @@ from pipelines.harvest import Answers, RowPlan
 from pipelines.source import Row
 
 NEW = "not asked before"
+UNFIT = "asked with another validate.json_schema, whose answers do not fit"
 ASKED = ("prompt.", "validate.json_schema")  # what of a revisable spec goes into a call
 
 
@@ -37,10 +38,10 @@ def touching(changes: Sequence[str]) -> list[str]:
 
 def reuse(
     plan: RowPlan, earlier: RowPlan, changes: Sequence[str], answers: Answers, edited: Sequence[str] = (),
-    again: bool = False,
+    again: bool = False, schemas: Sequence[str | None] = (),
 ) -> Reuse:  # fmt: skip
     """Compare a plan with the one that made the journal. Reads the source once; pays nothing. edited: files of the
-    spec that say something else since. again: failed calls are asked again."""
+    spec that say something else since. again: failed calls are asked again. schemas: that calls went out with."""
     found, changed = Reuse(), "because " + "; ".join(touching(changes))
     new = NEW + (f", and the content of {' and '.join(edited)} has changed" if edited else "")
     for row in plan.rows():
@@ -52,5 +53,7 @@ def reuse(
         elif not again and answers.is_settled(plan.call(row)):
             found.failed += 1
         else:
-            found.asked[changed if answers.has(earlier.call(row)) else new] += 1
+            call = plan.call(row)
+            otherwise = any(answers.has(call._replace(schema=schema)) for schema in schemas)
+            found.asked[changed if answers.has(earlier.call(row)) else UNFIT if otherwise else new] += 1
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pipelines import cot, instruct
 from pipelines.advice import GONE, OURS, advice, beyond_the_plan, gone
 from pipelines.answer_schema import check_schema
-from pipelines.borrowed import borrowing
+from pipelines.borrowed import borrowing, note_schema
 from pipelines.card import card
 from pipelines.curate import curate
 from pipelines.harvest import (
@@ -70,6 +70,7 @@ class Run:
     _edited: list[str] = field(init=False, default_factory=list)  # files that say something else than last time
     _changes: list[str] = field(init=False, default_factory=list)
     _base: Totals = field(init=False)
+    _schemas: list[str | None] = field(init=False)  # that the journal's calls went out with
     _done: Progress = field(init=False, default_factory=Progress)
     _sent_before: Progress = field(init=False, default_factory=Progress)
     _saved: float = field(init=False, default=0.0)
@@ -179,7 +180,7 @@ class Run:
         if spec.pipeline == "cot":
             return cot.plan_of(spec, self._scan.duplicates)
         plan = instruct.plan_of(spec, self._scan.duplicates, tuple(written[: self._instruct().generate]))
-        if not (others := [schema for schema in reversed(self.manifest.schemas) if schema != plan.schema]):
+        if not (others := [schema for schema in self._schemas if schema != plan.schema]):
             return plan
         with self._answers() as answers:
             return borrowing(plan, others, answers)
@@ -194,6 +195,8 @@ class Run:
         left = "unanswered" in self.manifest.rows.rejected  # by a replay, which has told what changed
         if self._earlier is not None and (self._changes or self._edited or left):
             self._say_what_is_reused(self._earlier)
+        if self.spec.pipeline == "instruct" and (schema := instruct.schema_of(self.spec)) not in self._schemas:
+            note_schema(self.journal, schema)
         try:
             plan = self._fan_out()
         except (BudgetExhausted, LaneUnusable) as stop:
@@ -245,7 +248,8 @@ class Run:
         with self._answers() as answers:
             written = self._all_written(answers)
             now, before = self._plan_of(self.spec, written), self._plan_of(earlier, written)
-            self.manifest.notes.append(reuse(now, before, self._changes, answers, self._edited, self.retry_failed).line)
+            asked = reuse(now, before, self._changes, answers, self._edited, self.retry_failed, self._schemas)
+            self.manifest.notes.append(asked.line)
         self.directory.save(self.manifest)
         self.watch(self.manifest)
 
@@ -255,9 +259,8 @@ class Run:
         return self.manifest
 
     def _open_books(self) -> None:
-        before, specs = self.manifest.calls, filter(None, (self._earlier, self.spec))
-        self.manifest.schemas = list(dict.fromkeys([*self.manifest.schemas, *map(instruct.schema_of, specs)]))
-        self._base = JournalIndex(self.journal.read()).totals
+        before, index = self.manifest.calls, JournalIndex(self.journal.read())
+        self._base, self._schemas = index.totals, index.schemas
         self._sent_before = Progress(sent=max(before.sent, self._base.answered), retried=before.retried)
         self.manifest.state, self.manifest.error, self.manifest.stage = "running", "", "start"
         self.manifest.absent = {}

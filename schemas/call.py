@@ -34,7 +34,7 @@ class Call(NamedTuple):
     messages: tuple[Message, ...]
     sampling: Sampling
     sample: int = 0
-    schema: str | None = None  # JSON schema that the answer shall fit, as canonical JSON text
+    schema: str | None = None  # JSON schema that the answer shall fit, as compact JSON text
 
     def content(self) -> bytes:
         """SHA-256 (32 bytes) of everything but the model that decides the answer."""

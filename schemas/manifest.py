@@ -62,7 +62,6 @@ class Manifest(_Part):
     stage: str = ""
     source_digest: str = ""
     exemplars_digest: str = ""
-    schemas: list[str | None] = Field(default_factory=list)  # that responses were asked for with, as canonical JSON
     rows: Rows = Rows()
     calls: Calls = Calls()
     spend: Spend = Spend()

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from schemas.errors import LimbeckError, SpecError
@@ -21,11 +22,13 @@ OWN = {
     "LOG_NAME_UPDATE_INTERVAL_S": "86400",
 }
 STARTED: set[str] = set()  # addresses of clusters that this process started
+_born_with: dict[str, str] = {}  # the environment that Ray's workers have from it
 STORE_BYTES = 200 * 2**20  # units and records pass through; rows are on disk, so 200 MiB is ample
 
 
-def connect(address: str | None) -> None:
-    """Connect to `address` (`auto`, host:port), or start a local Ray that ends with this process.
+def connect(address: str | None, variables: Sequence[str] = ()) -> None:
+    """Connect to `address` (`auto`, host:port), or start a local Ray that ends with this process. One that an earlier
+    call started is started anew where `variables`, which hold keys, have changed since: its workers know the old ones.
 
     `SpecError` where no cluster answers there.
     """
@@ -33,6 +36,8 @@ def connect(address: str | None) -> None:
         os.environ.setdefault(name, value)
     import ray
 
+    if is_own() and any(os.environ.get(name) != _born_with.get(name) for name in variables):
+        ray.shutdown()
     if ray.is_initialized():
         return
     if address is None:
@@ -42,6 +47,8 @@ def connect(address: str | None) -> None:
         with _Starting():
             ray.init(address="local", object_store_memory=STORE_BYTES, **OWN_PORTS)
         _keep_token_private()
+        _born_with.clear()
+        _born_with.update(os.environ)
         STARTED.add(ray.get_runtime_context().gcs_address)
         return
     try:

@@ -26,6 +26,7 @@ class Kind(IntEnum):
     SENT = 1  # money is reserved and a request is about to leave
     ANSWERED = 2  # a paid answer, raw
     FAILED = 3  # an attempt that brought no answer; its meta says what it may have cost
+    SCHEMA = 4  # a JSON schema that calls from here on go out with, as text, or null; a call's key holds it
 
 
 KINDS = frozenset(int(kind) for kind in Kind)

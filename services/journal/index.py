@@ -119,6 +119,7 @@ class WriterReader:
         self.totals = Totals()
         self.answers = Entries()
         self.failures = Entries()
+        self.schemas: list[str] = []
         self._open: dict[bytes, dict[str, int]] = {}
         for segment, path in enumerate(paths, first):
             for offset, kind, payload in frames(path):
@@ -126,6 +127,8 @@ class WriterReader:
                 if kind is Kind.SENT:
                     self._open[frame.attempt] = frame.meta
                     self.totals.calls += 1
+                elif kind is Kind.SCHEMA:
+                    self.schemas.append(frame.body.decode())
                 else:
                     self._ended(frame, segment, offset)
         for meta in self._open.values():
@@ -170,6 +173,7 @@ class JournalIndex:
     def __init__(self, root: Path) -> None:
         self.segments: list[Path] = []
         self.totals = Totals()
+        self.schemas: list[str | None] = []  # that calls went out with, the first first
         self._files: dict[int, int] = {}
         answers: list[Table] = []
         failures: list[Table] = []
@@ -177,6 +181,7 @@ class JournalIndex:
             reader = WriterReader(paths, len(self.segments))
             self.segments += paths
             self.totals.add(reader.totals)
+            self.schemas += (None if text == "null" else text for text in reader.schemas)
             answers.append(reader.answers.table())
             failures.append(reader.failures.table())
         self._answers = self._sorted(answers)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from schemas.errors import SpecError
@@ -45,6 +46,13 @@ def lane_key(teacher: Teacher) -> str:
     if teacher.api_key is None and teacher.base_url is None and teacher.provider in PROVIDERS:
         return resolve_key(PROVIDERS[teacher.provider].api_key)
     return resolve_key(teacher.api_key)
+
+
+def key_variables(teachers: Sequence[Teacher]) -> list[str]:
+    """The environment variables that lanes read their keys from."""
+    own = (PROVIDERS[t.provider].api_key if t.base_url is None and t.provider in PROVIDERS else "" for t in teachers)
+    references = [t.api_key or usual for t, usual in zip(teachers, own, strict=True)]
+    return [name for kind, _, name in (reference.partition(":") for reference in references) if kind == "env"]
 
 
 def credential_id(teacher: Teacher, base_url: str | None) -> str:

@@ -260,6 +260,7 @@ def test_a_key_that_the_clusters_nodes_do_not_have_is_named(
     job: Write, jsonl: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEY_OF_THE_DRIVER_ALONE", "sk-driver")  # the tests' cluster was started without it
+    monkeypatch.setattr("services.cluster.is_own", lambda: False)  # one of Limbeck's own would be started anew
     with teacher_server() as teacher:
         spec = job(questions(jsonl, 20), teachers=[lane(teacher, api_key="env:KEY_OF_THE_DRIVER_ALONE")])
         with pytest.raises(SpecError, match="api_key env:KEY_OF_THE_DRIVER_ALONE: the variable is not set") as said:

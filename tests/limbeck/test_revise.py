@@ -139,6 +139,7 @@ def test_a_run_under_a_changed_schema_asks_for_what_a_replay_found_no_answer_to_
         assert preview.rows.accepted == 40 - left and 0 < left < 40
         assert f"{left} rows have no answer" in preview.notes[-1] and "validate.json_schema" in preview.notes[-1]
         paid = run_it(asked(some), run)
+        assert f"{left} asked with another validate.json_schema" in paid.notes[0]
         assert f"{40 - left} of 40 rows are reused" in paid.notes[0]
         assert teacher.bill()["calls"] == 80 + left and paid.rows.accepted >= preview.rows.accepted
         wide = replay(run, asked({"type": "object"}))  # what was asked with either schema serves, the prose does not
@@ -156,6 +157,24 @@ def test_a_run_that_stops_with_fewer_rows_than_an_earlier_spec_had_says_so(
             run_it(other, run, "budget.calls=50")
         assert "limbeck replay" in stopped.value.message
         assert replay(run, job(questions, teachers=[lane(teacher)])).rows.accepted == 40
+
+
+def test_whoever_has_the_journal_alone_finds_the_answers_that_went_out_with_another_schema(
+    job: Write, questions: Path, tmp_path: Path
+) -> None:
+    schema = {"type": "object", "properties": {"why": {"type": "string"}, "answer": {"type": "string"}}}
+    sections = {"pipeline": "instruct", "journal": f"file://{tmp_path / 'store'}"}
+    with teacher_server() as teacher:
+        asked = job(questions, teachers=[lane(teacher)], validate={"json_schema": schema}, **sections)
+        run_it(asked, tmp_path / "run")
+        other = {"json_schema": {"type": "object"}}
+        wider = job(questions, "wider.yaml", teachers=[lane(teacher)], validate=other, **sections)
+        first = run_it(wider, tmp_path / "run")
+        (tmp_path / "run" / "manifest.json").unlink()
+        for place in ("run", "another"):
+            again = run_it(wider, tmp_path / place)
+            assert (again.dataset.sha256, again.rows.accepted) == (first.dataset.sha256, 40)
+        assert teacher.bill()["calls"] == 40
 
 
 @pytest.mark.parametrize("damaged", ["job.yaml", "manifest.json"])

@@ -1,6 +1,9 @@
 """Whole runs of the command against a real server on loopback."""
 
+import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,3 +235,24 @@ def test_an_error_that_nobody_foresaw_is_written_down_with_what_was_spent(
     said = manifest(tmp_path / "run")
     assert said["state"] == "failed" and said["error"] == "TypeError: a watcher's own fault"
     assert said["spend"]["usd"] == bill["usd"] > 0
+
+
+def test_a_key_that_was_mended_between_two_runs_of_one_process_is_the_one_that_is_sent(
+    job: Write, questions: Path, tmp_path: Path
+) -> None:
+    script = """
+import os, sys
+import limbeck
+spec, out = sys.argv[1:]
+for number, key in enumerate(["sk-first-of-two", "sk-first-of-two", "sk-second-of-two"]):
+    os.environ["KEY_OF_THE_TEST"] = key
+    limbeck.run(spec, f"{out}-{number}")
+"""
+    with teacher_server() as teacher:
+        spec = job(questions, teachers=[lane(teacher, api_key="env:KEY_OF_THE_TEST")])
+        subprocess.run([sys.executable, "-c", script, spec, tmp_path / "run"], check=True, timeout=120)
+        bill = teacher.bill()
+    assert bill["calls"] == 120
+    assert bill["keys"] == sorted(
+        hashlib.sha256(f"sk-{n}-of-two".encode()).hexdigest()[:16] for n in ("first", "second")
+    )

@@ -1,9 +1,9 @@
 """Instruction following: prompts by number, items out of an answer, records."""
 
-from pipelines.instruct import Instructions, read_answer, written_in
+from pipelines.instruct import Instructions, plan_of, read_answer, written_in
 from pipelines.source import Row
 from schemas.call import Answer, Sampling
-from schemas.job import Instruct, Validation
+from schemas.job import Instruct, JobSpec, Validation
 from schemas.record import Pair, Rejection
 
 POOL = tuple((f"s{i}", f"Do thing {i}.") for i in range(9))
@@ -50,3 +50,15 @@ def test_blank_and_cut_off_answers_are_rejected_where_the_spec_says_so() -> None
     assert isinstance(blank, Rejection) and blank.reason == "empty_answer"
     assert isinstance(cut, Rejection) and cut.reason == "truncated"
     assert isinstance(kept, Pair)
+
+
+def test_a_schema_goes_out_in_its_own_order_for_an_answer_is_written_in_it() -> None:
+    properties = {"reasoning": {"type": "string"}, "answer": {"type": "string"}}
+    spec = JobSpec.model_validate(
+        {
+            "name": "s", "pipeline": "instruct", "source": {"path": "q.jsonl"}, "teachers": [{"provider": "scripted"}],
+            "validate": {"json_schema": {"type": "object", "properties": properties}},
+        }
+    )  # fmt: skip
+    schema = plan_of(spec, frozenset()).call(Row("r", "why?")).schema
+    assert schema is not None and schema.index("reasoning") < schema.index("answer")
