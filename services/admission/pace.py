@@ -34,6 +34,7 @@ CLIMB, LONGEST_CLIMB_S = 0.1, 4.0  # as long as it is but a lower bound
 CAREFUL, NEAR = 0.1, 0.03  # of that step, so near the rate that refusals began at last
 BACK = 0.01  # less of it, after the odd refusal
 TELLING, FEW = 10, 3  # answers of an episode that tell a rate, and where nothing else can
+FAR, FAR_OFF = 50, 0.8  # refused, and of sent: the limit is another one
 LEAST_PROBE = 6.0  # requests a minute
 RAMP_HOLD_S = 900.0  # OpenAI: at most half as much again in 15 minutes (rate limits guide, read 2026-11-23)
 RAMP_AGAIN_S = 60.0  # after which a lane may be slowed down once more
@@ -99,8 +100,10 @@ class Pace:
         self._recovered_at = self._settled_at = self.started
         self._slowed_at = self.started - 2 * LOOK_S
 
-    def follow(self, crew: Sequence[Wish], now: Seconds) -> None:
-        """The smallest of what the live specs say and the server's headers teach."""
+    def follow(self, crew: Sequence[Wish], report: Report, now: Seconds) -> None:
+        """The smallest of what the live specs say and the server's headers teach, `report` among them: what it tells of
+        refusals is of calls that had left before."""
+        self._told.update(report.hint.limits if report.hint else {})
         limits: dict[str, float] = dict(self._told)
         if self._guess is not None:
             limits["requests"] = min(self._guess, limits.get("requests", self._guess))
@@ -109,7 +112,7 @@ class Pace:
                 limits[name] = min(value, limits.get(name, value))
         self._named = any(wish.limits for wish in crew)
         if self._told and not self.buckets:
-            self._unaware = sum(wish.window for wish in crew)
+            self._unaware = report.ended + sum(wish.window for wish in crew)
             self._begin_episode(now)
         for name, value in limits.items():
             if name not in self.buckets:
@@ -125,12 +128,8 @@ class Pace:
             self._cap, self.window = cap, Window(cap)
 
     def hear(self, report: Report, now: Seconds) -> None:
-        """Take in what the server's headers say: its limits, and an upper bound of what is left."""
-        hint = report.hint
-        if hint is None:
-            return
-        self._told.update(hint.limits)
-        for name, remaining in hint.remaining.items():
+        """Take in the upper bound of what is left that the server's headers give."""
+        for name, remaining in (report.hint.remaining if report.hint else {}).items():
             if bucket := self.buckets.get(name):
                 gap = bucket.bound(remaining, report.hint_ages, now)
                 if name == "tokens":
@@ -294,10 +293,16 @@ class Pace:
         """Whether to wait for more answers: a limit that headers told is not the one that refuses, and too few were
         answered to tell which is."""
         episode, told = self._episode, bool(self._told) and not self._named
-        if episode.refused < max(SOME, UNKNOWN * episode.ended) or episode.answered >= TELLING:
+        if episode.refused < max(SOME, UNKNOWN * episode.ended) or episode.answered >= self._telling:
             return False
         is_early = past < 10 * EPISODE_S or (episode.answered < FEW and past < 60 * EPISODE_S)
         return is_early and (told or self._is_at_its_floor)
+
+    @property
+    def _telling(self) -> int:
+        """Answers of an episode that tell the server's rate: few do where it is far below what is believed."""
+        is_far = self._episode.refused >= FAR and self._episode.refused > FAR_OFF * self._episode.ended
+        return FEW if self._is_at_its_floor or is_far else TELLING
 
     @property
     def _is_at_its_floor(self) -> bool:
@@ -314,9 +319,7 @@ class Pace:
         # server that takes so many calls at once would seem to take none; the window deals with those.
         was_paused = self.pause_until > self._episode.at and self._pause_s >= EPISODE_S
         is_told_to_wait = self._guess is None and was_paused
-        tells = (share >= UNKNOWN or is_told_to_wait) and self._episode.answered >= (
-            FEW if self._is_at_its_floor else TELLING
-        )
+        tells = (share >= UNKNOWN or is_told_to_wait) and self._episode.answered >= self._telling
         if "tokens" in known and self.counting.explains_many_refusals(now):
             return
         if tells and not (known and self._named):

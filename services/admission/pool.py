@@ -53,7 +53,7 @@ class Pool:
     def renew(self, report: Report, now: Seconds) -> Grant:
         """Take a report in and hand out what there is."""
         self._note(report, now)
-        self._pace.follow(self._crew(now), now)
+        self._pace.follow(self._crew(now), report, now)
         buckets = self._pace.buckets
         # Who has no place among the calls in flight cannot use a request: turns at both would wait for each other.
         able = {worker for worker, client in self._clients.items() if client.window > 0}

@@ -32,6 +32,20 @@ def report(worker: str, run: str = "run", wanted: float = 1e6, **fields: object)
     return Report(**values)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("asked", [0.0, 0.3, 1.0])
+def test_refusals_that_come_with_the_first_headers_are_not_held_against_the_limit_that_they_tell(asked: float) -> None:
+    """Answers of one wave let another leave, and of both the governor hears at once."""
+    pool, hint = Pool(0.0), RateHint({"requests": 1200.0}, {"requests": 4.0})
+    pool.renew(report("w", limits={}), 0.0)
+    told = {"ended": 23, "answered": 16, "refused": 7, "in_flight": 8, "peak": 16, "retry_after": asked, "hint": hint}
+    pool.renew(report("w", wanted=8.0, limits={}, **told), 1.3)
+    granted = 0.0
+    for tick in range(1, 41):
+        grant = pool.renew(report("w", wanted=5.0, limits={}, ended=5, answered=5, peak=8), 1.3 + tick / 4)
+        granted += grant.amounts.get("requests", 0.0)
+    assert granted >= 0.95 * 10 * 1200 / 60
+
+
 class Minutes(RuleBasedStateMachine):
     """The governor's pool. Workers come, ask, return, fall silent, and tell of refusals and of what the server says is
     left; no minute ever holds more than the limit."""
