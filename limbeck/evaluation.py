@@ -37,9 +37,9 @@ def evaluate(
         if Path(out).exists() and not Path(out).is_dir():
             raise SpecError(f"--out {out}: it is a file", "name a folder")
         cluster.check_address(address)
-    cluster.connect(address)
-    ready()
-    return compare(spec, Path(out).absolute(), watch, stopping)
+    with cluster.connected(address):
+        ready()
+        return compare(spec, Path(out).absolute(), watch, stopping)
 
 
 def check_models(spec: EvaluationSpec | JobEvaluation) -> None:

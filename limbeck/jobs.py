@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ def run(
     the last can be resumed.
     """
     spec, directory = spec_of(spec, JobSpec), RunDirectory(Path(out))
+    if workers < 1:
+        raise SpecError(f"workers: {workers} is none", "give 1 or more")
     this = Run(spec, directory, workers, watch, stopping, retry_failed)
     with refused_as_spec():
         this.check(student=0 if spec.train is None else _student_bytes(spec.train))
@@ -52,23 +54,28 @@ def run(
         watch(this.manifest)
         return this.manifest
     cluster.check_address(address)
-    with this.stage("ray"):
-        cluster.connect(address, key_variables(spec.teachers))
-    if spec.train is not None:
-        from training.loop import check_workers
+    with ExitStack() as held:
+        with this.stage("ray"):
+            held.enter_context(cluster.connected(address, key_variables(spec.teachers)))
+        if spec.train is not None:
+            from training.loop import check_workers
 
-        check_workers(spec.train.workers)
-    directory.open(spec, this.started())
-    ready()
-    with _recorded(this):
-        this.generate()
-        if spec.train is not None and not _is_trained(this, spec.train):
-            _train_stage(this, spec.train)
-        if not is_evaluated(spec, directory.root):
-            with this.stage("evaluate"):
-                evaluate_job(spec, directory.root, lambda: this.watch(this.manifest), stopping)
-        this.finish()
+            check_workers(spec.train.workers)
+        directory.open(spec, this.started())
+        ready()
+        with _recorded(this):
+            _work(this, spec, stopping)
     return this.manifest
+
+
+def _work(this: Run, spec: JobSpec, stopping: Callable[[], bool]) -> None:
+    this.generate()
+    if spec.train is not None and not _is_trained(this, spec.train):
+        _train_stage(this, spec.train)
+    if not is_evaluated(spec, this.directory.root):
+        with this.stage("evaluate"):
+            evaluate_job(spec, this.directory.root, lambda: this.watch(this.manifest), stopping)
+    this.finish()
 
 
 @contextmanager
@@ -294,10 +301,10 @@ def train(
             )
         _claim(place, made_of)
         cluster.check_address(address)
-        cluster.connect(address)
-        ready()
-        spec = _fine_tuned(spec, Path(out).absolute(), watch, stopping)
-        return fit(spec, Path(out).absolute(), made_of, watch, stopping, outlives_us=not cluster.is_own())
+        with cluster.connected(address):
+            ready()
+            spec = _fine_tuned(spec, Path(out).absolute(), watch, stopping)
+            return fit(spec, Path(out).absolute(), made_of, watch, stopping, outlives_us=not cluster.is_own())
 
 
 def _fine_tuned(

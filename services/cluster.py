@@ -2,7 +2,9 @@
 
 import os
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from schemas.errors import LimbeckError, SpecError
@@ -22,6 +24,9 @@ OWN = {
     "LOG_NAME_UPDATE_INTERVAL_S": "86400",
 }
 STARTED: set[str] = set()  # addresses of clusters that this process started
+JOINED: set[str] = set()  # and of those that it was told to connect to
+_starts = threading.Lock()
+_at_work: list[object] = []  # runs, trainings and evaluations of this process
 _born_with: dict[str, str] = {}  # the environment that Ray's workers have from it
 STORE_BYTES = 200 * 2**20  # units and records pass through; rows are on disk, so 200 MiB is ample
 
@@ -36,7 +41,13 @@ def connect(address: str | None, variables: Sequence[str] = ()) -> None:
         os.environ.setdefault(name, value)
     import ray
 
-    if is_own() and any(os.environ.get(name) != _born_with.get(name) for name in variables):
+    changed = [name for name in variables if os.environ.get(name) != _born_with.get(name)] if is_own() else []
+    if changed and _at_work:
+        raise SpecError(
+            f"{', '.join(changed)} has changed while another run of this process is under way",
+            "wait for it to end: Ray's workers have the environment that it was started with",
+        )
+    if changed:
         ray.shutdown()
     if ray.is_initialized():
         return
@@ -53,12 +64,26 @@ def connect(address: str | None, variables: Sequence[str] = ()) -> None:
         return
     try:
         ray.init(address=address, logging_level="error", log_to_driver=False)
+        JOINED.add(ray.get_runtime_context().gcs_address)
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise SpecError(
             f"no Ray cluster answers at {address}: {first}",
             "where the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE",
         ) from None
+
+
+@contextmanager
+def connected(address: str | None, variables: Sequence[str] = ()) -> Iterator[None]:
+    """`connect`, and meanwhile nobody else of this process starts that Ray anew."""
+    me = object()
+    with _starts:
+        connect(address, variables)
+        _at_work.append(me)
+    try:
+        yield
+    finally:
+        _at_work.remove(me)
 
 
 class _Starting:
@@ -73,6 +98,14 @@ class _Starting:
                 f"Ray did not start: {' '.join(str(error).split())[:160]}",
                 "check free memory, disk, processes and open files; Ray's newest session folder has its logs",
             ) from None
+
+
+def shares_keys() -> bool:
+    """Whether keys are to be this process's, as on a Ray that it started, by whichever code. A cluster's nodes have
+    their own."""
+    import ray
+
+    return ray.get_runtime_context().gcs_address not in JOINED
 
 
 def is_own() -> bool:

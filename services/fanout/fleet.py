@@ -22,6 +22,7 @@ from services.journal.writer import GONE_WITHIN_S
 from services.ledger.books import Caps, Excess
 from services.ledger.cashier import cashier
 from services.teachers import embedded
+from services.teachers.credentials import credential_id
 
 NONE_ABSENT: tuple[frozenset[int], frozenset[int]] = frozenset(), frozenset()
 POLL_S = 0.25
@@ -36,6 +37,7 @@ class Lane:
 
     number: int
     teacher: Teacher
+    account: str = ""  # that it must be, where its workers are to have this process's keys
     base_url: str | None = None
     server: Any = None
     node: str | None = None
@@ -70,7 +72,8 @@ class Fleet:
     def __enter__(self) -> "Fleet":
         import ray
 
-        self._lanes = [Lane(number, teacher) for number, teacher in enumerate(self.teachers)]
+        accounts = [credential_id(teacher, None) if cluster.shares_keys() else "" for teacher in self.teachers]
+        self._lanes = [Lane(n, *lane) for n, lane in enumerate(zip(self.teachers, accounts, strict=True))]
         servers = [lane for lane in self._lanes if lane.teacher.provider == "embedded"]
         for lane in servers:
             _open_server(lane, len(servers))
@@ -118,7 +121,9 @@ class Fleet:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(lane.node, soft=False)
         run = f"{self.journal.root.parent}:{self.tag}"
         known = lane.teacher.name in self.spent.models
-        post = Post(name, run, lane.number, lane.teacher, lane.base_url, self._window(lane), self.journal, known)
+        post = Post(
+            name, run, lane.number, lane.teacher, lane.base_url, self._window(lane), self.journal, known, lane.account
+        )
         actor = ray.remote(Worker).options(**options).remote(post, self._cashier if self._banked(lane) else None)
         self._workers[name] = (lane, actor)
         return name

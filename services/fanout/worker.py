@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from schemas.errors import LimbeckError
+from schemas.errors import LimbeckError, SpecError
 from schemas.lane import PROVIDERS, Teacher
 from schemas.money import Amount
 from services.admission.governor import governor_of
@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 class Post(NamedTuple):
     """Where a worker stands: its name (and its segment's), its run, its lane, where an embedded teacher listens, the
-    calls in flight of a lane that has no governor, and whether the lane answered an earlier start."""
+    calls in flight of a lane that has no governor, whether the lane answered an earlier start, and the account that it
+    is to use, where this process may have been started with another key."""
 
     name: str
     run: str
@@ -41,6 +42,7 @@ class Post(NamedTuple):
     window: int | None
     journal: Journal
     has_answered: bool = False
+    account: str = ""
 
 
 class RayLeases:
@@ -112,6 +114,11 @@ class Worker:
 
     def _open_up(self, teacher: Teacher, cashier: Any | None) -> None:
         post = self._post
+        if post.account and credential_id(teacher, None) != post.account:
+            raise SpecError(
+                f"the key of {teacher.name} is another one where Ray's workers run than in this process",
+                "ray.shutdown() before the run: workers have the environment that Ray was started with",
+            )
         self._adapter = open_adapter(teacher, post.base_url)
         self._journal = post.journal.writer(post.name)
         governed = is_governed(teacher)

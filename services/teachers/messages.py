@@ -28,7 +28,7 @@ def within_format(schema: str) -> str | None:
     definitions that the rules do not know."""
     from anthropic import transform_schema
 
-    whole = json.loads(schema)
+    whole = {key: part for key, part in json.loads(schema).items() if key not in ("$schema", "$id")}
     try:
         return json.dumps(transform_schema(whole)) if _can_be_closed(whole, whole, ()) else None
     except (ValueError, TypeError, AssertionError):

@@ -10,9 +10,10 @@ from conftest import Limbeck
 from teacher_server import teacher_server
 from typer.testing import CliRunner
 
+import limbeck as api
 from limbeck.cli import app
 from limbeck.spec_file import load_job
-from schemas.errors import LimbeckError
+from schemas.errors import LimbeckError, SpecError
 from services.cluster import connect
 
 Write = Callable[..., Path]
@@ -89,7 +90,12 @@ def test_an_error_that_quotes_a_row_leaves_the_terminal_as_it_is(job: Write, jso
         ({"train": {"student": {"scratch": {}}, "data": {"fields": {"prompt": "choices"}}}}, "'choices'"),
         *(
             ({"teachers": [{"provider": "openai", "model": "m", "free": True, "base_url": url}]}, "base_url")
-            for url in (f"https://{'a' * 64}.example/v1", "https://a..b/v1", "https://a.example/%00/v1")
+            for url in (
+                f"https://{'a' * 64}.example/v1",
+                "https://a..b/v1",
+                "https://a.example/%00/v1",
+                "https://a.example/v1/chat/completions",
+            )
         ),
     ],
 )
@@ -236,6 +242,11 @@ def test_a_cluster_that_is_not_there(job: Write, questions: Path, tmp_path: Path
     line = refused("run", job(questions), "--out", tmp_path / "run", "--address", "127.0.0.1:9")
     assert "127.0.0.1:9" in line
     assert "no address of a cluster" in refused("run", job(questions), "--out", tmp_path / "run", "--address", "x")
+
+
+def test_no_workers_are_too_few(job: Write, questions: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="workers: 0"):
+        api.run(load_job(job(questions), []), tmp_path / "run", workers=0)
 
 
 def test_a_ray_that_does_not_start_is_one_line(

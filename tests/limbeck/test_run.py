@@ -247,12 +247,36 @@ spec, out = sys.argv[1:]
 for number, key in enumerate(["sk-first-of-two", "sk-first-of-two", "sk-second-of-two"]):
     os.environ["KEY_OF_THE_TEST"] = key
     limbeck.run(spec, f"{out}-{number}")
+os.environ["KEY_OF_THE_TEST"] = "sk-third"
+
+def third():  # while the other run is at work
+    try:
+        limbeck.run(spec, f"{out}-third")
+    except limbeck.LimbeckError as error:
+        print(error)
+
+seen = []
+def watch(manifest):
+    if manifest.calls.answered and not seen:
+        seen.append(manifest)
+        os.environ["KEY_OF_THE_TEST"] = "sk-fourth"
+        third()
+
+limbeck.run(spec, f"{out}-last", watch=watch)
+import ray
+ray.shutdown()
+os.environ["KEY_OF_THE_TEST"] = "sk-second-of-two"
+ray.init(address="local", include_dashboard=False, log_to_driver=False)
+os.environ["KEY_OF_THE_TEST"] = "sk-fifth"
+third()
 """
     with teacher_server() as teacher:
         spec = job(questions, teachers=[lane(teacher, api_key="env:KEY_OF_THE_TEST")])
-        subprocess.run([sys.executable, "-c", script, spec, tmp_path / "run"], check=True, timeout=120)
+        command = [sys.executable, "-c", script, spec, tmp_path / "run"]
+        said = subprocess.run(command, check=True, timeout=120, stdout=subprocess.PIPE, text=True).stdout
         bill = teacher.bill()
-    assert bill["calls"] == 120
-    assert bill["keys"] == sorted(
-        hashlib.sha256(f"sk-{n}-of-two".encode()).hexdigest()[:16] for n in ("first", "second")
-    )
+    assert "KEY_OF_THE_TEST has changed while another run of this process is under way" in said
+    assert "the key of openai/m is another one where Ray's workers run than in this process" in said
+    assert bill["calls"] == 160
+    keys = ("sk-first-of-two", "sk-second-of-two", "sk-third")
+    assert bill["keys"] == sorted(hashlib.sha256(key.encode()).hexdigest()[:16] for key in keys)
