@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from schemas.errors import LimbeckError, SpecError
 from schemas.money import Amount
 from services.journal.frame import Frame, Kind, encode
-from services.journal.index import JournalIndex
+from services.journal.index import JournalIndex, Totals
 from services.journal.writer import RESERVE, JournalWriter, wait_for_writers
 
 KEYS = st.binary(min_size=32, max_size=32)
@@ -179,6 +179,19 @@ def test_a_call_that_was_sent_and_never_came_back_counts_as_spent(tmp_path: Path
     assert (totals.in_doubt, totals.answered) == (1, 1)
     assert totals.amount == Amount(1200, 5 + 50, 2)
     writer.close()
+
+
+def test_schemas_that_calls_went_out_with_are_told_in_the_order_of_their_first_use_and_count_for_nothing(
+    tmp_path: Path,
+) -> None:
+    for start, texts in enumerate((["null", '{"type":"object"}'], ['{"b":1,"a":2}']), 1):
+        writer = JournalWriter(tmp_path, f"{start:06d}-1-0000-schema")
+        for text in texts:
+            writer.append(Frame(Kind.SCHEMA, b"s" * 32, b"1" * 16, {}, text.encode()))
+        writer.close()
+    index = JournalIndex(tmp_path)
+    assert index.schemas == [None, '{"type":"object"}', '{"b":1,"a":2}']
+    assert index.totals == Totals() and len(index) == index.ended == 0
 
 
 def test_of_two_answers_to_one_call_the_first_in_segment_order_counts(tmp_path: Path) -> None:
