@@ -42,13 +42,14 @@ def note_schema(journal: Journal, schema: str | None) -> None:
     their answers."""
     text = (schema or "null").encode()
     writer = journal.writer(f"{tag_for(journal.read())}-schema")
-    writer.append(Frame(Kind.SCHEMA, hashlib.sha256(text).digest(), os.urandom(16), {}, text))
-    writer.sync()
-    writer.close()
+    try:
+        writer.append(Frame(Kind.SCHEMA, hashlib.sha256(text).digest(), os.urandom(16), {}, text))
+    finally:
+        writer.close()
 
 
 def _serves(call: Call, wanted: dict[str, Any] | None, answers: Answers) -> bool:
     if (found := answers.frame(call)) is None:
         return False
     text = decode(found[0].meta["dialect"], found[0].body).text
-    return text is not None and (wanted is None or not misfit(text, wanted))
+    return bool(text and text.strip()) and (wanted is None or not misfit(text or "", wanted))

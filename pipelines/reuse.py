@@ -42,8 +42,9 @@ def reuse(
 ) -> Reuse:  # fmt: skip
     """Compare a plan with the one that made the journal. Reads the source once; pays nothing. edited: files of the
     spec that say something else since. again: failed calls are asked again. schemas: that calls went out with."""
-    found, changed = Reuse(), "because " + "; ".join(touching(changes))
     new = NEW + (f", and the content of {' and '.join(edited)} has changed" if edited else "")
+    why = touching(changes)
+    found, changed = Reuse(), "because " + "; ".join(why) if why else new
     for row in plan.rows():
         if not isinstance(row, Row):
             continue

@@ -26,7 +26,7 @@ PROVIDERS = {
     "openai": Provider("https://api.openai.com/v1", "env:OPENAI_API_KEY", ("chat", "responses"), True),
     "anthropic": Provider("https://api.anthropic.com", "env:ANTHROPIC_API_KEY", ("messages",), False),
 }
-PATHS = re.compile(r"/(chat/)?completions$|/responses$|/messages$")
+PATHS = re.compile(r"(/v1)?(/chat/completions|/responses|/messages)$")
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 HOST = re.compile(rf"(?=.{{1,253}}$){LABEL}(\.{LABEL})*\.?")
 CONTROL = re.compile(r"%([01][0-9a-f]|7f)", re.IGNORECASE)
@@ -165,7 +165,8 @@ class Teacher(Strict):
         if own is not None and not own.base_ends and self.base_url is not None and self.base_url.endswith("/v1"):
             raise ValueError(f"base_url of an {self.provider} lane does not end in /v1; the package adds it")
         if own is not None and (end := PATHS.search(self.base_url or "")):
-            raise ValueError(f"base_url ends before {end[0]}; the package adds it")
+            added = end[2] if own.base_ends else end[0]
+            raise ValueError(f"base_url ends before {added}; the package adds it")
         if own is not None and self._price is None and not self.free:
             where = "" if self.base_url is None else f" at {self.base_url}"
             raise ValueError(

@@ -24,7 +24,7 @@ OWN = {
     "LOG_NAME_UPDATE_INTERVAL_S": "86400",
 }
 STARTED: set[str] = set()  # addresses of clusters that this process started
-JOINED: set[str] = set()  # and of those that it was told to connect to
+JOINED: set[str] = set()  # and of those that it was told to work on
 _starts = threading.Lock()
 _at_work: list[object] = []  # runs, trainings and evaluations of this process
 _born_with: dict[str, str] = {}  # the environment that Ray's workers have from it
@@ -41,15 +41,12 @@ def connect(address: str | None, variables: Sequence[str] = ()) -> None:
         os.environ.setdefault(name, value)
     import ray
 
-    changed = [name for name in variables if os.environ.get(name) != _born_with.get(name)] if is_own() else []
-    if changed and _at_work:
-        raise SpecError(
-            f"{', '.join(changed)} has changed while another run of this process is under way",
-            "wait for it to end: Ray's workers have the environment that it was started with",
-        )
-    if changed:
-        ray.shutdown()
+    if is_own():
+        changed = [name for name in variables if os.environ.get(name) != _born_with.get(name)]
+        _leave(changed, address)
     if ray.is_initialized():
+        if address is not None:
+            JOINED.add(ray.get_runtime_context().gcs_address)
         return
     if address is None:
         os.environ.pop("RAY_ADDRESS", None)
@@ -71,6 +68,21 @@ def connect(address: str | None, variables: Sequence[str] = ()) -> None:
             f"no Ray cluster answers at {address}: {first}",
             "where the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE",
         ) from None
+
+
+def _leave(changed: Sequence[str], address: str | None) -> None:
+    """Shut Limbeck's own Ray down where the next run needs another one. `SpecError` while a run is on it."""
+    import ray
+
+    if not changed and address is None:
+        return
+    if _at_work:
+        what = f"{', '.join(changed)} has changed" if changed else f"{address} was asked for"
+        raise SpecError(
+            f"{what} while another run of this process is under way",
+            "wait for it to end: Ray's workers have the environment that it was started with",
+        )
+    ray.shutdown()
 
 
 @contextmanager

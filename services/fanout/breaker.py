@@ -50,10 +50,9 @@ class Breaker:
         return proven
 
     def ended(self) -> list[int]:
-        """No more calls follow: the numbers of those that failed and stay open, unless so many of the last came to
-        nothing that the lane may be to blame."""
-        in_vain = self._bad_in_a_row + self._in_a_row
-        return sorted(self._open) if self.has_answered and in_vain < ENOUGH else []
+        """No more calls follow: the numbers of those that failed and stay open, where they are so few that it is
+        chance that nothing after them told; more may be an outage's."""
+        return sorted(self._open) if self.has_answered and len(self._open) < ENOUGH else []
 
     def failed(self, number: int, kind: VerdictKind, known: bool = False, paid: bool = False) -> Fault:
         """A call is given up. known: it failed in an earlier start, too, so that it tells little about the lane. Where
@@ -63,7 +62,7 @@ class Breaker:
             return Fault(False, True)
         if kind not in IN_VAIN and not kind.retried:
             return Fault(True, False)  # refused, or too large: said of this very call
-        if kind not in NEVER_ITS_OWN:
+        if paid or kind not in NEVER_ITS_OWN:
             if self._is_to_blame(number) or (known and (paid or kind.may_be_paid) and self.has_answered):
                 return Fault(True, False)
             self._open.add(number)

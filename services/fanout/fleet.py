@@ -22,7 +22,7 @@ from services.journal.writer import GONE_WITHIN_S
 from services.ledger.books import Caps, Excess
 from services.ledger.cashier import cashier
 from services.teachers import embedded
-from services.teachers.credentials import credential_id
+from services.teachers.credentials import credential_id, key_variables
 
 NONE_ABSENT: tuple[frozenset[int], frozenset[int]] = frozenset(), frozenset()
 POLL_S = 0.25
@@ -72,7 +72,8 @@ class Fleet:
     def __enter__(self) -> "Fleet":
         import ray
 
-        accounts = [credential_id(teacher, None) if cluster.shares_keys() else "" for teacher in self.teachers]
+        ours = cluster.shares_keys()
+        accounts = [credential_id(t, None) if ours and key_variables([t]) else "" for t in self.teachers]
         self._lanes = [Lane(n, *lane) for n, lane in enumerate(zip(self.teachers, accounts, strict=True))]
         servers = [lane for lane in self._lanes if lane.teacher.provider == "embedded"]
         for lane in servers:

@@ -152,7 +152,9 @@ class Worker:
             await self._pull(feed, sender, tasks)
             if tasks:
                 await asyncio.gather(*tasks)
-            sender.settle_last()
+            shall_stop, _ = await feed.report.remote(self._post.name, sender.take_delta(), [])
+            if not shall_stop:
+                sender.settle_last()
         finally:
             finished.set()
             sender.done()

@@ -30,8 +30,14 @@ class JournalWriter:
         self._lock = os.open(root / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_SH)
         self._root = root
-        self._reserve: int | None = _reserve(root)
-        self._open(name)
+        self._reserve: int | None = None
+        try:
+            self._reserve = _reserve(root)
+            self._open(name)
+        except (OSError, LimbeckError):  # whoever tries again in this process must not find the lock held
+            self._give_up_reserve()
+            os.close(self._lock)
+            raise
 
     def _open(self, name: str) -> None:
         self.path = self._root / f"{name}.seg"
@@ -76,9 +82,11 @@ class JournalWriter:
 
     def close(self) -> None:
         self._give_up_reserve()
-        self.sync()
-        os.close(self._file)
-        os.close(self._lock)
+        try:
+            self.sync()
+        finally:
+            os.close(self._file)
+            os.close(self._lock)
 
 
 def _reserve(root: Path) -> int:

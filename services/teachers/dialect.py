@@ -1,5 +1,5 @@
 """What tells one wire dialect from another. A new one is a file with a `Dialect`, named in `adapter`, and its recorded
-shapes; where it is a new provider's, too, a line in `schemas.lane.PROVIDERS` holds what a spec may leave out."""
+shapes; where it is a new provider's, too, `schemas.lane` has its name, address and usual key."""
 
 import json
 from typing import Any, Protocol

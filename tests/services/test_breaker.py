@@ -81,14 +81,25 @@ def test_answers_that_are_none_close_a_lane_that_gives_no_others(answered_before
     assert ended([number % 6 > 0 for number in range(60)], VerdictKind.MALFORMED) == [ITS_OWN] * 10
 
 
-def test_what_fails_last_is_to_blame_unless_nothing_but_failures_came() -> None:
-    for failures, blamed in ((ENOUGH - 1, True), (ENOUGH, False)):
-        breaker = Breaker()
-        breaker.answered(breaker.sent())
-        last = [breaker.sent() for _ in range(failures)]
-        for number in last:
-            breaker.failed(number, VerdictKind.MALFORMED)
-        assert breaker.ended() == (last if blamed else [])
+@pytest.mark.parametrize("answers", range(ENOUGH))
+@pytest.mark.parametrize(("failures", "blamed"), [(ENOUGH - 1, True), (ENOUGH, False), (GARBLED - 1, False)])
+def test_a_few_that_fail_last_are_to_blame_and_more_may_be_an_outage(failures: int, blamed: bool, answers: int) -> None:
+    """Though some calls after them are answered: too few to tell."""
+    breaker = Breaker()
+    breaker.answered(breaker.sent())
+    last = [breaker.sent() for _ in range(failures)]
+    for number in last:
+        breaker.failed(number, VerdictKind.MALFORMED)
+    for _ in range(answers):
+        assert breaker.answered(breaker.sent()) == []
+    assert breaker.ended() == (last if blamed else [])
+
+
+@pytest.mark.parametrize("kind", NEVER_ITS_OWN)
+def test_what_was_charged_is_settled_when_it_fails_again_whatever_the_verdict(kind: VerdictKind) -> None:
+    breaker = Breaker(answered_before=True)
+    assert breaker.failed(breaker.sent(), kind, known=True, paid=True) == ITS_OWN
+    assert breaker.failed(breaker.sent(), kind, known=True) == OPEN
 
 
 @pytest.mark.parametrize("kind", [BAD, ERROR])

@@ -181,6 +181,22 @@ def test_a_call_that_was_sent_and_never_came_back_counts_as_spent(tmp_path: Path
     writer.close()
 
 
+def test_a_writer_that_could_not_begin_or_end_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(LimbeckError):
+            JournalWriter(tmp_path, "000001-1-0000")
+    writer = JournalWriter(tmp_path, "000001-1-0001")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", full)
+        with pytest.raises(OSError, match="full"):
+            writer.close()
+    wait_for_writers(tmp_path, patience_s=0.0)
+
+
 def test_schemas_that_calls_went_out_with_are_told_in_the_order_of_their_first_use_and_count_for_nothing(
     tmp_path: Path,
 ) -> None:
