@@ -132,6 +132,11 @@ class Reply:
     usage: Usage | None = None
     hint: RateHint | None = None
 
+    @property
+    def is_charged(self) -> bool:
+        """Whether it says that it cost something, as an error may, too."""
+        return self.usage is not None and self.usage != Usage()
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result, wait_random_exponential
 
 from schemas.call import Reply, VerdictKind
-from schemas.money import Usage
 
 # Attempts of one call by the kind of its last verdict. A call that may have been paid for gets few; a rate limit says
 # nothing about the call, so it gets many (with waits of up to 30 s: about 15 minutes in all).
@@ -39,8 +38,7 @@ class _GiveUp:
         self._seen[kind] += 1
         if kind is VerdictKind.UNREACHABLE:
             return False  # a lane is given up for it (`reach`), not a call
-        usage = _reply(state).usage
-        if usage is not None and usage != Usage():
+        if _reply(state).is_charged:
             return True  # a response that failed after it was written is on the bill, and so would each repeat be
         return self._seen[kind] >= ATTEMPTS.get(kind, 1)
 

@@ -250,8 +250,7 @@ class Sender:
 
     def _give_up(self, case: Case, number: int, reply: Reply) -> None:
         verdict = reply.verdict
-        charged = reply.usage is not None and reply.usage != Usage()
-        fault = self._breaker.failed(number, verdict.kind, case.errand.known, charged)
+        fault = self._breaker.failed(number, verdict.kind, case.errand.known, reply.is_charged)
         if fault.opens:
             self._close(verdict)
             raise Stopped
@@ -264,7 +263,7 @@ class Sender:
         self._journal.append(Frame(Kind.FAILED, case.key, os.urandom(16), meta, reply.body))
         self.delta.failed += 1
         if not fault.settled:
-            paid = charged or verdict.kind is VerdictKind.MALFORMED
+            paid = reply.is_charged or verdict.kind is VerdictKind.MALFORMED
             self._failed[number] = case.key, {**meta, "repeats": True, "paid": paid}
             raise Doubted
 
