@@ -54,17 +54,16 @@ def run(
         watch(this.manifest)
         return this.manifest
     cluster.check_address(address)
-    with ExitStack() as held:
+    directory.open(spec, this.started())
+    with _recorded(this), ExitStack() as held:
         with this.stage("ray"):
             held.enter_context(cluster.connected(address, key_variables(spec.teachers)))
         if spec.train is not None:
             from training.loop import check_workers
 
             check_workers(spec.train.workers)
-        directory.open(spec, this.started())
         ready()
-        with _recorded(this):
-            _work(this, spec, stopping)
+        _work(this, spec, stopping)
     return this.manifest
 
 

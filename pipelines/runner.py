@@ -225,15 +225,20 @@ class Run:
             self.manifest.notes.append(
                 f"{unanswered:,} rows have no answer to this prompt in the journal and are now rejected as unanswered"
                 + "".join(f"; {change}" for change in changes)
-                + "; limbeck run with the same spec asks for them, and a replay under the earlier one brings them back"
+                + f"; limbeck run with the same spec asks for them{self._way_back}"
             )
         return self.manifest
 
+    @property
+    def _way_back(self) -> str:
+        only_spec = self._changes and not self._edited
+        return ", and limbeck replay under the earlier one brings back rows that it had" if only_spec else ""
+
     def _fewer_than(self, before: int) -> str:
-        """What to say where a run that stopped has published fewer rows than an earlier spec had."""
+        """What to say where a run that stopped has published fewer rows than were there."""
         if (now := self.manifest.dataset.rows) >= before:
             return ""
-        return f"; dataset/ has {now:,} rows where it had {before:,}, which limbeck replay under that spec brings back"
+        return f"; dataset/ has {now:,} rows where it had {before:,} under an earlier spec or source{self._way_back}"
 
     def _too_large(self, row: Row, call: Call) -> Rejection | None:
         if any(fits(call, teacher) for teacher in self.spec.teachers):

@@ -106,11 +106,13 @@ RETRIED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The kind, a line of detail without request or key, and the wait in seconds that the server asked for."""
+    """The kind, a line of detail without request or key, the wait in seconds that the server asked for, and whether a
+    failure may cost what its prompt costs."""
 
     kind: VerdictKind
     detail: str = ""
     retry_after: float | None = None
+    read_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ PROVIDERS = {
     "openai": Provider("https://api.openai.com/v1", "env:OPENAI_API_KEY", ("chat", "responses"), True),
     "anthropic": Provider("https://api.anthropic.com", "env:ANTHROPIC_API_KEY", ("messages",), False),
 }
-PATHS = re.compile(r"(/v1)?(/chat/completions|/responses|/messages)$")
+PATHS = re.compile(r"(/v1)?(/chat/completions|/completions|/responses|/messages)$")
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 HOST = re.compile(rf"(?=.{{1,253}}$){LABEL}(\.{LABEL})*\.?")
 CONTROL = re.compile(r"%([01][0-9a-f]|7f)", re.IGNORECASE)

@@ -23,8 +23,8 @@ OWN = {
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": "86400",
 }
-STARTED: set[str] = set()  # addresses of clusters that this process started
-JOINED: set[str] = set()  # and of those that it was told to work on
+CONNECTED: dict[str, str | None] = {}  # Limbeck's connections and the address that each was told; None: it started one
+JOINED: set[str] = set()  # addresses of clusters that runs were told to work on, whoever connected to them
 _starts = threading.Lock()
 _at_work: list[object] = []  # runs, trainings and evaluations of this process
 _born_with: dict[str, str] = {}  # the environment that Ray's workers have from it
@@ -34,55 +34,104 @@ STORE_BYTES = 200 * 2**20  # units and records pass through; rows are on disk, s
 def connect(address: str | None, variables: Sequence[str] = ()) -> None:
     """Connect to `address` (`auto`, host:port), or start a local Ray that ends with this process. One that an earlier
     call started is started anew where `variables`, which hold keys, have changed since: its workers know the old ones.
+    A Ray that the program itself connected to is used where no `address` is given.
 
-    `SpecError` where no cluster answers there.
+    `SpecError` where no cluster answers there, and where this process is busy with another one.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import ray
 
-    if is_own():
-        changed = [name for name in variables if os.environ.get(name) != _born_with.get(name)]
-        _leave(changed, address)
-    if ray.is_initialized():
-        if address is not None:
-            JOINED.add(ray.get_runtime_context().gcs_address)
-        return
-    if address is None:
-        os.environ.pop("RAY_ADDRESS", None)
-        for name, value in OWN.items():
-            os.environ.setdefault(name, value)
-        with _Starting():
-            ray.init(address="local", object_store_memory=STORE_BYTES, **OWN_PORTS)
-        _keep_token_private()
-        _born_with.clear()
-        _born_with.update(os.environ)
-        STARTED.add(ray.get_runtime_context().gcs_address)
-        return
+    if not ray.is_initialized() or not _stays(address, variables):
+        _start() if address is None else _join(address)
+    if address is not None:
+        JOINED.add(_here())
+
+
+def _start() -> None:
+    """A local Ray."""
+    import ray
+
+    os.environ.pop("RAY_ADDRESS", None)
+    for name, value in OWN.items():
+        os.environ.setdefault(name, value)
+    with _Starting():
+        ray.init(address="local", object_store_memory=STORE_BYTES, **OWN_PORTS)
+    _keep_token_private()
+    _born_with.clear()
+    _born_with.update(os.environ)
+    CONNECTED[_connection()] = None
+
+
+def _join(address: str) -> None:
+    """The cluster at `address`."""
+    import ray
+
     try:
         ray.init(address=address, logging_level="error", log_to_driver=False)
-        JOINED.add(ray.get_runtime_context().gcs_address)
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise SpecError(
             f"no Ray cluster answers at {address}: {first}",
             "where the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE",
         ) from None
+    CONNECTED[_connection()] = address
 
 
-def _leave(changed: Sequence[str], address: str | None) -> None:
-    """Shut Limbeck's own Ray down where the next run needs another one. `SpecError` while a run is on it."""
+def _here() -> str:
+    """host:port of the cluster that is connected."""
     import ray
 
-    if not changed and address is None:
-        return
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _connection() -> str:
+    """The one that is made now: a program may later connect to the same cluster itself."""
+    import ray
+
+    return f"{_here()} {ray.get_runtime_context().get_job_id()}"
+
+
+def _stays(address: str | None, variables: Sequence[str]) -> bool:
+    """Whether the Ray that is connected is the one that a run needs; else it is left. `SpecError` while another run is
+    on it, and where it is not Limbeck's to leave."""
+    import ray
+
+    if _connection() not in CONNECTED:
+        here = _here()
+        if address is not None and not _is_at(address, here):
+            raise SpecError(
+                f"{address} was asked for, and this process is connected to the Ray at {here}",
+                "call ray.shutdown() first, or leave the address out",
+            )
+        return True
+    changed = [name for name in variables if os.environ.get(name) != _born_with.get(name)] if is_own() else []
+    if not changed and address == CONNECTED[_connection()]:
+        return True
     if _at_work:
-        what = f"{', '.join(changed)} has changed" if changed else f"{address} was asked for"
+        what = f"{', '.join(changed)} has changed" if changed else f"{address or 'a local Ray'} was asked for"
         raise SpecError(
             f"{what} while another run of this process is under way",
-            "wait for it to end: Ray's workers have the environment that it was started with",
+            "wait for it to end: a process is connected to one Ray, whose workers keep their environment",
         )
     ray.shutdown()
+    return False
+
+
+def _is_at(address: str, here: str) -> bool:
+    """Whether an address that was asked for is that of the cluster at `here`."""
+    import ray
+
+    address = _current_cluster() if address == "auto" else address
+    host, _, port = address.rpartition("://")[2].partition(":")
+    try:
+        found = socket.gethostbyname(host)
+    except OSError:
+        return False
+    if found.startswith("127."):
+        found = ray.util.get_node_ip_address()
+    ours, _, our_port = here.rpartition(":")
+    return found == ours and ("://" in address or port == our_port)
 
 
 @contextmanager
@@ -115,16 +164,15 @@ class _Starting:
 def shares_keys() -> bool:
     """Whether keys are to be this process's, as on a Ray that it started, by whichever code. A cluster's nodes have
     their own."""
-    import ray
 
-    return ray.get_runtime_context().gcs_address not in JOINED
+    return _here() not in JOINED
 
 
 def is_own() -> bool:
     """Whether the Ray that is connected was started here and ends with this process."""
     import ray
 
-    return bool(ray.is_initialized() and ray.get_runtime_context().gcs_address in STARTED)
+    return ray.is_initialized() and CONNECTED.get(_connection(), "") is None
 
 
 def check_address(address: str | None) -> None:

@@ -340,11 +340,12 @@ class Sender:
             return self._record_answer(key, attempt, demand, reply)
         # Neither provider documents what a call in doubt costs, so it is taken to cost all that was reserved.
         money = demand.money if kind.may_be_paid else Amount(0, 0, kind is not VerdictKind.UNREACHABLE)
-        meta = {"tokens": money.tokens}
+        if reply.verdict.read_prompt:
+            money = demand.prompt(self._rates)
+        meta: dict[str, Any] = {"tokens": money.tokens}
         if (usage := reply.usage) is not None:  # an error that says what it cost
             money = Amount(self._rates.cost(usage), usage.input_tokens + usage.output_tokens, 1)
-            meta = {"in": usage.input_tokens, "out": usage.output_tokens}
-            self._used(usage)
+            meta = self._counted(demand, usage)
         if self._noted:
             told = {"final": False, "kind": kind.value, "detail": reply.verdict.detail, "nano_usd": money.nano_usd}
             self._journal.append(Frame(Kind.FAILED, key, attempt, {**told, **meta}))
@@ -352,36 +353,29 @@ class Sender:
         return money
 
     def _record_answer(self, key: bytes, attempt: bytes, demand: Demand, reply: Reply) -> Amount:
-        usage = reply.usage
-        nano = demand.money.nano_usd if usage is None else self._rates.cost(usage)
-        counted = usage or Usage()
         self._answers += 1
-        excess = Excess() if usage is None else seen(demand, usage)
-        self._learn(excess)
-        tokens = demand.money.tokens if usage is None else counted.input_tokens + counted.output_tokens
-        meta = {
-            "teacher": self._name, "dialect": self._dialect, "nano_usd": nano,
-            "in": counted.input_tokens, "out": counted.output_tokens,
-        }  # fmt: skip
-        if usage is None:
-            meta["tokens"] = tokens  # the body does not say what it cost: taken to be all that was reserved
-        if excess != Excess():
-            meta["over"] = list(excess)  # so that the next start reserves it from its first call on
-        self._journal.append(Frame(Kind.ANSWERED, key, attempt, meta, reply.body))
+        if (usage := reply.usage) is None:  # it does not say what it cost: taken to be all that was reserved
+            money, meta = demand.money, {"in": 0, "out": 0, "tokens": demand.money.tokens}
+        else:
+            money = Amount(self._rates.cost(usage), usage.input_tokens + usage.output_tokens, 1)
+            meta = self._counted(demand, usage)
+        told = {"teacher": self._name, "dialect": self._dialect, "nano_usd": money.nano_usd}
+        self._journal.append(Frame(Kind.ANSWERED, key, attempt, {**told, **meta}, reply.body))
         self.delta.answered += 1
-        self._used(counted)
-        self.delta.nano_usd += nano
-        return Amount(nano, tokens, 1)
+        self.delta.nano_usd += money.nano_usd
+        return money
 
-    def _used(self, usage: Usage) -> None:
+    def _counted(self, demand: Demand, usage: Usage) -> dict[str, Any]:
+        """Take in what a reply says that it used; as the journal keeps it."""
         self.delta.input_tokens += usage.input_tokens
         self.delta.output_tokens += usage.output_tokens
-
-    def _learn(self, excess: Excess) -> None:
-        """A call took so much beyond what could be foreseen."""
+        meta: dict[str, Any] = {"in": usage.input_tokens, "out": usage.output_tokens}
+        if (excess := seen(demand, usage)) != Excess():  # so that the next start reserves it from its first call on
+            meta |= {"teacher": self._name, "over": list(excess)}
         self._seen = self._seen.most(excess)
         self.delta.hidden, self.delta.overlong = self._seen
         self._reserve(self._excess.most(self._seen))
+        return meta
 
     def _reserve(self, excess: Excess) -> None:
         """Reserve so much more for calls from now on, and for those that wait, too."""

@@ -147,12 +147,12 @@ class WriterReader:
         self.totals.output_tokens += frame.meta.get("out", 0)
         if frame.meta.get("tokens"):
             self._doubt(frame.meta)
+        if frame.meta.get("over"):
+            self.totals.exceeded(frame.meta["teacher"], frame.meta["over"])
         if frame.kind is Kind.ANSWERED:
             self.answers.add(frame.key, segment, offset)
             self.totals.answered += 1
             self.totals.models.add(frame.meta.get("teacher", ""))
-            if frame.meta.get("over"):
-                self.totals.exceeded(frame.meta["teacher"], frame.meta["over"])
         elif final:
             self.failures.add(frame.key, segment, offset)
             self.totals.failed += not frame.meta.get("repeats")

@@ -60,8 +60,7 @@ class HttpAdapter:
         if not 200 <= status < 300:  # a date in Retry-After is read by the server's clock; where it tells none, by ours
             headers = {"date": formatdate(usegmt=True), **{name.lower(): value for name, value in headers.items()}}
         body, verdict = judged(status, body, headers, self._sdk.key)
-        # An error that came with status 200 may say what it cost.
-        usage = self._dialect.usage(body) if 200 <= status < 300 else None
+        usage = self._dialect.usage(body)  # an error may say what it cost, too
         if verdict.kind is VerdictKind.ANSWERED and usage is None:
             body, verdict = self._looked_through(status, body)
         answered = verdict.kind is VerdictKind.ANSWERED

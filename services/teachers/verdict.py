@@ -21,7 +21,8 @@ OUT_OF_MONEY = {
     "billing_error", "enforced_spend_limit_reached", "contract_spend_limit_reached",
 }  # fmt: skip
 RAMP = {"slow_down", "ramp_limit_exceeded"}
-POLICY = {"content_filter", "content_policy_violation", "moderation_blocked", "invalid_prompt"}
+FILTERED = "content_filter"  # of Azure's filter, which bills the prompt that it reads, as its users report
+POLICY = {FILTERED, "content_policy_violation", "moderation_blocked", "invalid_prompt"}
 # The last is llama.cpp's, as the server in xllamacpp 2026.10 answers a prompt that its context does not hold.
 TOO_LONG = {
     "context_length_exceeded", "string_above_max_length", "request_too_large", "exceed_context_size_error",
@@ -87,7 +88,7 @@ def classify(status: int, body: bytes, headers: Mapping[str, str]) -> Verdict:
         kind = VerdictKind.OUT_OF_MONEY
     if status == 403 and body.lstrip().startswith(b"<"):
         kind = VerdictKind.BAD_REQUEST  # a firewall's page is about this prompt; the provider's own 403 is JSON
-    return Verdict(kind, detail, retry_after(headers))
+    return Verdict(kind, detail, retry_after(headers), FILTERED in codes)
 
 
 def _error_within(body: bytes) -> int:

@@ -67,6 +67,8 @@ def test_kill_9_of_the_process_group_costs_only_the_calls_in_flight(
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert state(run) == "running"
+        shown = limbeck("status", run).stdout
+        assert "no process works on it" in shown and "journal/ may hold more" in shown
         said = run_it(spec, run)
         bill = teacher.bill()
     assert said.rows.accepted == 400 == bill["unique"]

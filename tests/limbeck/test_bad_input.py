@@ -95,6 +95,7 @@ def test_an_error_that_quotes_a_row_leaves_the_terminal_as_it_is(job: Write, jso
                 "https://a..b/v1",
                 "https://a.example/%00/v1",
                 "https://a.example/v1/chat/completions",
+                "https://a.example/v1/completions",
             )
         ),
     ],

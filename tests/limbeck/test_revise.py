@@ -159,6 +159,24 @@ def test_a_run_that_stops_with_fewer_rows_than_an_earlier_spec_had_says_so(
         assert replay(run, job(questions, teachers=[lane(teacher)])).rows.accepted == 40
 
 
+def test_rows_that_an_earlier_source_had_are_not_promised_from_a_replay(
+    job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    def rows(words: str) -> list[dict[str, str]]:
+        return [{"id": f"r{n}", "input": f"{words} {n}?"} for n in range(30)]
+
+    run = tmp_path / "run"
+    with teacher_server() as teacher:
+        spec = job(jsonl(rows("How many are")), teachers=[lane(teacher)])
+        run_it(spec, run)
+        jsonl(rows("What is"))
+        with pytest.raises(BudgetExhausted, match=r"dataset/ has 5 rows where it had 30") as stopped:
+            run_it(spec, run, "budget.calls=35")
+        said = replay(run, spec).notes[-1]
+    assert "25 rows have no answer" in said and "limbeck run with the same spec asks for them" in said
+    assert "replay" not in stopped.value.message and "replay" not in said
+
+
 def test_whoever_has_the_journal_alone_finds_the_answers_that_went_out_with_another_schema(
     job: Write, questions: Path, tmp_path: Path
 ) -> None:

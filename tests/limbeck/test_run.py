@@ -280,3 +280,65 @@ third()
     assert bill["calls"] == 160
     keys = ("sk-first-of-two", "sk-second-of-two", "sk-third")
     assert bill["keys"] == sorted(hashlib.sha256(key.encode()).hexdigest()[:16] for key in keys)
+
+
+def test_a_run_can_be_looked_at_while_ray_starts(job: Write, questions: Path, tmp_path: Path) -> None:
+    seen = []
+
+    def watch(now: Manifest) -> None:
+        if now.stage == "ray":
+            seen.append(manifest(tmp_path / "run")["state"])
+
+    api.run(load_job(job(questions), []), tmp_path / "run", watch=watch, workers=1)
+    assert seen == ["running"]
+
+
+HOLDER = """
+import sys
+import ray
+from services import cluster
+cluster.connect(None)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+MOVING = """
+import sys
+import ray
+from schemas.errors import SpecError
+from services import cluster
+
+def at(address):
+    try:
+        with cluster.connected(address):
+            here = ray.get_runtime_context().gcs_address
+            return here, cluster.is_own(), cluster.shares_keys()
+    except SpecError as error:
+        return error.message
+
+first, second = sys.argv[1:]
+assert at(first) == (first, False, False)
+assert at(first) == (first, False, False)
+assert at(second) == (second, False, False), "a run goes where it was told to"
+with cluster.connected(second):
+    assert "another run of this process is under way" in at(first)
+    assert "another run of this process is under way" in at(None)
+here, own, shares = at(None)
+assert here not in (first, second) and own and shares, "without an address a run starts a Ray of its own"
+assert at(first) == (first, False, False)
+ray.shutdown()
+ray.init(address=second, log_to_driver=False)
+assert f"{first} was asked for, and this process is connected to the Ray at {second}" in at(first)
+assert ray.is_initialized(), "what the program itself connected to is not taken from it"
+assert at("127.0.0.1:" + second.rpartition(":")[2])[0] == second
+"""
+
+
+def test_runs_of_one_process_go_to_the_cluster_that_each_was_told() -> None:
+    start = [sys.executable, "-c", HOLDER]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(start, **pipes) as one, subprocess.Popen(start, **pipes) as other:
+        addresses = [holder.stdout.readline().strip() for holder in (one, other) if holder.stdout]
+        moved = subprocess.run([sys.executable, "-c", MOVING, *addresses], check=False, timeout=120)
+        for holder in (one, other):
+            holder.communicate(timeout=60)
+    assert moved.returncode == 0

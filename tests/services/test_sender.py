@@ -19,11 +19,14 @@ from services.fanout.sender import Doubted, End, Moved, Sender, Stopped
 from services.fanout.size import worst_case
 from services.fanout.units import Errand, Trace
 from services.journal import writer
-from services.journal.index import JournalIndex
+from services.journal.frame import Frame, Kind, decode_payload
+from services.journal.index import JournalIndex, frames
 from services.journal.writer import JournalWriter
 from services.ledger.books import Account, Advance, Books, Caps
+from services.teachers.verdict import classify
 
 LANE = Teacher.model_validate({"provider": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "free": True})
+PRICED = Teacher(provider="openai", model="m", base_url=LANE.base_url, price=PriceSpec(input=1.0, output=2.0))
 ANSWER = Reply(Verdict(VerdictKind.ANSWERED), 200, b"{}", Usage(1, 1))
 
 
@@ -49,6 +52,17 @@ def refused(kind: VerdictKind, wait: float | None = None) -> Reply:
 def sender(folder: Path, adapter: Any, window: int = 4, name: str = "000001-1-0000") -> Sender:
     allowance = Allowance("run", "w", {}, None, governed=False, banked=False, window=window)
     return Sender(LANE, adapter, JournalWriter(folder, name), allowance, None)
+
+
+def priced(folder: Path, adapter: Any, window: int = 4) -> Sender:
+    allowance = Allowance("run", "w", {}, None, governed=False, banked=False, window=window)
+    return Sender(PRICED, adapter, JournalWriter(folder, "000001-1-0000"), allowance, None)
+
+
+def written(folder: Path) -> list[tuple[Kind, Frame]]:
+    """Frames of all segments, in order."""
+    paths = sorted(folder.glob("*.seg"))
+    return [(kind, decode_payload(kind, bytes(payload))) for path in paths for _, kind, payload in frames(path)]
 
 
 def calls(count: int) -> list[Call]:
@@ -139,15 +153,33 @@ def test_an_error_that_says_what_it_cost_is_in_the_books_and_is_not_paid_for_aga
 ) -> None:
     failed = Reply(Verdict(VerdictKind.TRANSIENT, "HTTP 500 server_error"), 200, b"{}", used)
     adapter = Played(lambda number: failed if number == 1 else ANSWER)
-    priced = Teacher(provider="openai", model="m", base_url=LANE.base_url, price=PriceSpec(input=1.0, output=2.0))
-    allowance = Allowance("run", "w", {}, None, governed=False, banked=False, window=4)
-    work = Sender(priced, adapter, JournalWriter(tmp_path, "000001-1-0000"), allowance, None)
+    work = priced(tmp_path, adapter)
     assert asyncio.run(see_through(work, 1)) == 1 and adapter.sent == sent
     cost, answered = used or Usage(), sent - 1
     said, books = work.delta, JournalIndex(tmp_path).totals
     assert said.nano_usd == books.nano_usd == 1_000 * (cost.input_tokens + 2 * cost.output_tokens + 3 * answered)
     assert (said.input_tokens, said.output_tokens) == (books.input_tokens, books.output_tokens)
     assert books.input_tokens == cost.input_tokens + answered and not books.in_doubt
+
+
+def test_a_filter_that_read_the_prompt_may_have_billed_it(tmp_path: Path) -> None:
+    reply = Reply(classify(400, b'{"error":{"code":"content_filter"}}', {}), 400)
+    work = priced(tmp_path, Played(lambda number: reply))
+    assert asyncio.run(see_through(work, 1)) == 1
+    prompt = worst_case(calls(1)[0]._replace(sampling=Sampling(max_tokens=1)), PRICED.rates).money.nano_usd - 2_000
+    books = JournalIndex(tmp_path).totals
+    assert work.delta.nano_usd == books.nano_usd == books.in_doubt_nano == prompt > 0
+    assert JournalIndex(tmp_path).is_settled(failed_keys(tmp_path, 1)[0])
+
+
+def test_an_error_that_cost_more_than_could_be_foreseen_is_reserved_for_from_then_on(tmp_path: Path) -> None:
+    failed = Reply(Verdict(VerdictKind.TRANSIENT, "HTTP 500"), 500, b"{}", Usage(9_000, 3_000))
+    work = priced(tmp_path, Played(lambda number: failed if number == 1 else ANSWER), window=1)
+    asyncio.run(see_through(work, 2))
+    assert JournalIndex(tmp_path).totals.over == {PRICED.name: [9_000, 3_000 - Sampling().max_tokens]}
+    assert (work.delta.hidden, work.delta.overlong) == (9_000, 3_000 - Sampling().max_tokens)
+    last = [frame.meta for kind, frame in written(tmp_path) if kind is Kind.SENT][-1]
+    assert last["nano_usd"] >= PRICED.rates.cost(Usage(9_000, 3_000))
 
 
 def test_a_lane_whose_answers_are_none_is_closed_and_each_call_can_be_asked_again(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from schemas.call import Call, Message, Reply, Sampling, VerdictKind, call_key
 from schemas.lane import Teacher
-from schemas.money import Amount, Price, micro_of
+from schemas.money import Amount, Price, Usage, micro_of
 from services.fake_teacher.server import Behaviour, serve
 from services.fanout.allowance import Allowance
 from services.fanout.sender import Doubted, Sender
@@ -133,6 +133,14 @@ async def reply_of(answer: Callable[[web.Request], web.Response], key_file: Path
     finally:
         await adapter.close()
         await runner.cleanup()
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_an_error_says_what_it_cost_whatever_its_status(tmp_path: Path, status: int) -> None:
+    (tmp_path / "key").write_text("none")
+    told = {"error": {"code": "server_error"}, "usage": {"prompt_tokens": 9, "completion_tokens": 4}}
+    reply = asyncio.run(reply_of(lambda request: web.json_response(told, status=status), tmp_path / "key"))
+    assert reply.verdict.kind is not VerdictKind.ANSWERED and reply.usage == Usage(9, 4)
 
 
 def test_a_server_that_echoes_the_request_gives_no_key_away(tmp_path: Path) -> None:
