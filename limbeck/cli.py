@@ -338,7 +338,8 @@ def status(
         with refused_as_spec():
             manifest = directory.manifest()
         if manifest is None:
-            raise SpecError(f"{run_directory} is not a run directory: it has no manifest.json", "name a --out of a run")
+            hint = "name a --out of a run; one that was started just now has it once Ray is up, in some seconds"
+            raise SpecError(f"{run_directory} is not a run directory: it has no manifest.json", hint)
         if as_json:
             print(manifest.model_dump_json(indent=2))
             return

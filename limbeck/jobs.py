@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from pipelines.estimate import Estimate, estimate
 from pipelines.harvest import SCHEMAS
 from pipelines.rundir import RunDirectory, differences, locked
 from pipelines.runner import Run, Watch
-from schemas.errors import UNFORESEEN, LimbeckError, SpecError, refused_as_spec
+from schemas.errors import UNFORESEEN, Interrupted, LimbeckError, SpecError, refused_as_spec
 from schemas.job import JobSpec
 from schemas.manifest import Manifest
 from schemas.student import FINE_TUNED, TRAINED_ON, TrainingData, TrainingSpec, advice, fine_tuning
 from services import cluster
+from services.journal.lease import sole
 from services.teachers.credentials import key_variables
 
 FEW_STEPS = 10  # of which a student can have learned little
@@ -54,27 +55,45 @@ def run(
         watch(this.manifest)
         return this.manifest
     cluster.check_address(address)
-    directory.open(spec, this.started())
-    with _recorded(this), ExitStack() as held:
+    with ExitStack() as held:
         with this.stage("ray"):
             held.enter_context(cluster.connected(address, key_variables(spec.teachers)))
         if spec.train is not None:
             from training.loop import check_workers
 
             check_workers(spec.train.workers)
+        directory.open(spec, this.started())
         ready()
-        _work(this, spec, stopping)
+        with _recorded(this):
+            _work(this, spec, stopping)
     return this.manifest
 
 
 def _work(this: Run, spec: JobSpec, stopping: Callable[[], bool]) -> None:
-    this.generate()
+    _generate(this, stopping)
     if spec.train is not None and not _is_trained(this, spec.train):
         _train_stage(this, spec.train)
     if not is_evaluated(spec, this.directory.root):
         with this.stage("evaluate"):
             evaluate_job(spec, this.directory.root, lambda: this.watch(this.manifest), stopping)
     this.finish()
+
+
+def _generate(this: Run, stopping: Callable[[], bool]) -> None:
+    """Alone on the journal: what another run pays for meanwhile, this one would not know of."""
+    with ExitStack() as held:
+        with this.stage("journal") if this.journal.store else nullcontext():
+            lease = held.enter_context(sole(this.journal, this.spec.name))
+        this.stopping = lambda: stopping() or (lease is not None and lease.is_lost)
+        try:
+            this.generate()
+        except Interrupted:
+            if lease is None or not lease.is_lost:
+                raise
+            raise LimbeckError(
+                f"another run has taken over the journal {this.journal.store} while this one did not reach it",
+                "wait for it to end, then run the same command again",
+            ) from None
 
 
 @contextmanager
@@ -84,7 +103,7 @@ def _recorded(this: Run) -> Iterator[None]:
         yield
     except SpecError as error:
         this.fail(error)
-        if this.manifest.calls.sent:  # found too late to be told by status 2
+        if this.has_asked:  # found too late to be told by status 2
             raise LimbeckError(error.message, error.hint) from None
         raise
     except LimbeckError as error:

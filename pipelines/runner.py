@@ -73,6 +73,7 @@ class Run:
     _schemas: list[str | None] = field(init=False)  # that the journal's calls went out with
     _done: Progress = field(init=False, default_factory=Progress)
     _sent_before: Progress = field(init=False, default_factory=Progress)
+    has_asked: bool = field(init=False, default=False)  # whether a call of this start has left
     _saved: float = field(init=False, default=0.0)
     _sending_s: float = field(init=False, default=0.0)
     _rounds_done: int = field(init=False, default=0)  # calls of the stage's earlier rounds
@@ -326,17 +327,16 @@ class Run:
         try:
             self._done.add(fleet.run(plan, self._tick, self.stopping))
         finally:
-            for line in gone(self.manifest.absent, len(self.spec.teachers)):
-                self.warn(line)
+            self.warn(*gone(self.manifest.absent, len(self.spec.teachers)))
         self._sending_s += time.monotonic() - self._sending_from
         self._tick(Progress(absent=self.manifest.absent))
 
     def _tick(self, now: Progress) -> None:
         self._count(now)
-        for line in beyond_the_plan(now.hidden, now.overlong):
-            self.warn(line)
+        self.warn(*beyond_the_plan(now.hidden, now.overlong))
         self.manifest.pauses = {name: until for name, until in now.pauses.items() if until > time.time()}
         self.manifest.absent = now.absent
+        self.has_asked |= now.sent > 0
         if not now.sent:
             self._sending_from = time.monotonic()  # a local teacher reads its weights first
         seconds = self._sending_s + time.monotonic() - self._sending_from
@@ -470,10 +470,9 @@ class Run:
             self.warn(f"the teacher wrote {total} {TOO_FEW} {wanted} were wanted")
         return candidates, total
 
-    def warn(self, line: str) -> None:
+    def warn(self, *lines: str) -> None:
         """Something the user should know, though the run goes on."""
-        if line not in self.manifest.warnings:
-            self.manifest.warnings.append(line)
+        self.manifest.warnings += [line for line in lines if line not in self.manifest.warnings]
 
     def _tally(self, published: Published, rejected: Rejections, generated: tuple[int, int]) -> None:
         self.manifest.rows.accepted = published.rows
@@ -483,8 +482,7 @@ class Run:
         self.manifest.dataset.sha256 = published.sha256
         self.manifest.dataset.files = published.files
         self.manifest.calls.open = rejected.open
-        for line in advice(published.rows, rejected.reasons, rejected.open):
-            self.warn(line)
+        self.warn(*advice(published.rows, rejected.reasons, rejected.open))
 
     def describe(self) -> None:
         """Write card, report and manifest as things stand."""

@@ -23,7 +23,7 @@ OWN = {
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": "86400",
 }
-CONNECTED: dict[str, str | None] = {}  # Limbeck's connections and the address that each was told; None: it started one
+CONNECTED: dict[str, bool] = {}  # Limbeck's connections, and whether it started that Ray
 JOINED: set[str] = set()  # addresses of clusters that runs were told to work on, whoever connected to them
 _starts = threading.Lock()
 _at_work: list[object] = []  # runs, trainings and evaluations of this process
@@ -60,7 +60,7 @@ def _start() -> None:
     _keep_token_private()
     _born_with.clear()
     _born_with.update(os.environ)
-    CONNECTED[_connection()] = None
+    CONNECTED[_connection()] = True
 
 
 def _join(address: str) -> None:
@@ -75,7 +75,7 @@ def _join(address: str) -> None:
             f"no Ray cluster answers at {address}: {first}",
             "where the cluster wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE",
         ) from None
-    CONNECTED[_connection()] = address
+    CONNECTED[_connection()] = False
 
 
 def _here() -> str:
@@ -97,16 +97,16 @@ def _stays(address: str | None, variables: Sequence[str]) -> bool:
     on it, and where it is not Limbeck's to leave."""
     import ray
 
+    is_there = address is not None and _is_at(address, _here())
     if _connection() not in CONNECTED:
-        here = _here()
-        if address is not None and not _is_at(address, here):
+        if address is not None and not is_there:
             raise SpecError(
-                f"{address} was asked for, and this process is connected to the Ray at {here}",
+                f"{address} was asked for, and this process is connected to the Ray at {_here()}",
                 "call ray.shutdown() first, or leave the address out",
             )
         return True
     changed = [name for name in variables if os.environ.get(name) != _born_with.get(name)] if is_own() else []
-    if not changed and address == CONNECTED[_connection()]:
+    if not changed and (is_there or (address is None and is_own())):
         return True
     if _at_work:
         what = f"{', '.join(changed)} has changed" if changed else f"{address or 'a local Ray'} was asked for"
@@ -172,11 +172,11 @@ def is_own() -> bool:
     """Whether the Ray that is connected was started here and ends with this process."""
     import ray
 
-    return ray.is_initialized() and CONNECTED.get(_connection(), "") is None
+    return ray.is_initialized() and CONNECTED.get(_connection(), False)
 
 
 def check_address(address: str | None) -> None:
-    """`SpecError` where nothing listens at host:port: Ray itself keeps trying such an address for minutes."""
+    """`SpecError` where nothing, or no Ray, listens at host:port: Ray itself tries such an address for minutes."""
     if address is None:
         return
     if address == "auto":
@@ -187,10 +187,20 @@ def check_address(address: str | None) -> None:
             return
         raise SpecError(f"--address {address}: no address of a cluster", "as in 10.0.0.1:6379, or auto")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                _require_grpc(connection)
     except (OSError, ValueError) as error:
         hint = "ray start --head prints the address of a cluster; without --address a local one is started"
         raise SpecError(f"no Ray cluster answers at {address}: {error}", hint) from None
+
+
+def _require_grpc(connection: socket.socket) -> None:
+    """`OSError` where the other side does not greet as HTTP/2 does (RFC 9113, 3.4), on which Ray's gRPC is built."""
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # empty SETTINGS
+    greeting = connection.recv(9, socket.MSG_WAITALL)
+    if len(greeting) < 9 or greeting[3] != 4:
+        raise OSError("what listens there is no Ray")
 
 
 def _current_cluster() -> str:

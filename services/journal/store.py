@@ -1,5 +1,6 @@
 """Sealed segments on an object store, by pyarrow's file systems: s3://, gs://, abfs://, hdfs://, file://."""
 
+import contextlib
 import fcntl
 import functools
 import os
@@ -35,27 +36,42 @@ class Store:
     def _at(self, name: str) -> str:
         return f"{self._path.rstrip('/')}/{name}"
 
-    def names(self) -> set[str]:
-        """Segments that are there."""
+    def names(self, ending: str = ".seg") -> set[str]:
+        """Segments that are there, or other objects."""
         from pyarrow import fs
 
         found = self._files.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
-        return {info.base_name for info in found if info.base_name.endswith(".seg")}
+        return {info.base_name for info in found if info.base_name.endswith(ending)}
+
+    def read(self, name: str) -> bytes:
+        """What an object holds; `FileNotFoundError` where it is not there."""
+        with self._files.open_input_stream(self._at(name)) as stream:
+            return bytes(stream.read())
+
+    def remove(self, name: str) -> None:
+        """Remove an object, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._files.delete_file(self._at(name))
 
     def put(self, path: Path) -> None:
         """Make a log a sealed segment, then forget the log. The object appears whole or not at all."""
         data = path.read_bytes()
         if data:
-            self._write(path.name, data)
+            self._seal(path.name, data)
         path.unlink(missing_ok=True)
 
-    def _write(self, name: str, data: bytes) -> None:
-        place = self._at(name)
-        there = self._files.get_file_info(place)
-        if there.is_file and name != CHECK:
+    def _seal(self, name: str, data: bytes) -> None:
+        """Write a segment, which never changes."""
+        there = self._files.get_file_info(self._at(name))
+        if there.is_file:
             if there.size == len(data):
                 return  # shipped before, by a writer that died before it could forget the log
             raise OSError(f"{name} is there already with {there.size} bytes: two runs write to one journal")
+        self.write(name, data)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write an object, in place of an older one of its name. `OSError` where it is not whole."""
+        place = self._at(name)
         if self._local:
             self._files.create_dir(self._path, recursive=True)
         # Object stores show an object once its stream is closed; a local file is written aside.
@@ -94,18 +110,16 @@ class Store:
         try:
             missing = sorted(self.names() - {path.name for path in place.glob("*.seg")})
             for name in missing:
-                with self._files.open_input_stream(self._at(name)) as stream:
-                    data = stream.read()
-                _write_whole(place / name, data)
+                _write_whole(place / name, self.read(name))
         except OSError as error:
             raise LimbeckError(f"journal {self.url}: {first_line(error)}", "run again when the store answers") from None
 
     def check(self) -> None:
         """`SpecError` where nothing can be written, read or removed."""
         try:
-            self._write(CHECK, b"limbeck")
+            self.write(CHECK, b"limbeck")
             self.names()
-            self._files.delete_file(self._at(CHECK))
+            self.remove(CHECK)
         except (OSError, ValueError) as error:
             hint = "check the bucket, the region and the credentials in the environment"
             raise SpecError(f"journal {self.url}: {first_line(error)}", hint) from None

@@ -20,6 +20,8 @@ from teacher_server import RunningTeacher, teacher_server
 
 from schemas.errors import BudgetExhausted, Interrupted, LaneUnusable, LimbeckError, SpecError
 from schemas.manifest import Manifest
+from services.journal.lease import Lease
+from services.journal.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -256,6 +258,30 @@ def test_what_a_killed_driver_left_on_other_machines_is_counted_before_a_cent_is
     assert before < bill["usd"] <= 400.0
     told = Manifest.model_validate_json((run / "manifest.json").read_bytes())
     assert told.spend.usd >= bill["usd"]
+
+
+def test_a_run_of_another_machine_on_the_same_journal_is_refused_before_it_asks(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    with teacher_server("--latency", "0.2") as teacher:
+        few = lane(teacher, limits={"concurrency": 4})
+        spec = job(questions(jsonl, 2000), teachers=[few], journal=f"file://{tmp_path / 'store'}")
+        limbeck.environment["XDG_CACHE_HOME"] = str(tmp_path / "cache-of-one")
+        first = half_way(limbeck, spec, tmp_path / "one", teacher, 20)
+        other = limbeck("run", spec, "--out", tmp_path / "other", XDG_CACHE_HOME=str(tmp_path / "cache-of-the-other"))
+        os.killpg(first.pid, signal.SIGINT)
+        _, errors = first.communicate(timeout=60)
+        assert first.returncode == 130, errors
+        assert other.returncode == 2 and "is being written by the run test on " in other.stderr
+        assert not list((tmp_path / "store").glob("*.run"))
+        lease = Lease(Store(f"file://{tmp_path / 'store'}"), "another", "another", beat_s=0.2)
+        lease.take()
+        with pytest.raises(
+            SpecError, match="is being written by the run another"
+        ):  # of a run that has asked before, too
+            run_it(spec, tmp_path / "one")
+        lease.give_back()
+        assert teacher.bill()["repeated"] == 0
 
 
 def test_a_key_that_the_clusters_nodes_do_not_have_is_named(

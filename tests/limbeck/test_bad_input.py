@@ -1,8 +1,10 @@
 """Bad input at the command line: one line and a hint, status 2, no teacher called, nothing left behind."""
 
+import socket
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -242,6 +244,11 @@ def test_status_of_something_that_is_no_run(tmp_path: Path) -> None:
 def test_a_cluster_that_is_not_there(job: Write, questions: Path, tmp_path: Path) -> None:
     line = refused("run", job(questions), "--out", tmp_path / "run", "--address", "127.0.0.1:9")
     assert "127.0.0.1:9" in line
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=lambda: listener.accept()[0].sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")).start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        line = refused("run", job(questions), "--out", tmp_path / "run", "--address", address)
+    assert "what listens there is no Ray" in line
     assert "no address of a cluster" in refused("run", job(questions), "--out", tmp_path / "run", "--address", "x")
 
 

@@ -282,17 +282,6 @@ third()
     assert bill["keys"] == sorted(hashlib.sha256(key.encode()).hexdigest()[:16] for key in keys)
 
 
-def test_a_run_can_be_looked_at_while_ray_starts(job: Write, questions: Path, tmp_path: Path) -> None:
-    seen = []
-
-    def watch(now: Manifest) -> None:
-        if now.stage == "ray":
-            seen.append(manifest(tmp_path / "run")["state"])
-
-    api.run(load_job(job(questions), []), tmp_path / "run", watch=watch, workers=1)
-    assert seen == ["running"]
-
-
 HOLDER = """
 import sys
 import ray

@@ -5,6 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from schemas.money import Amount
 from services.journal import sealing
 from services.journal.frame import Frame, Kind
 from services.journal.index import JournalIndex
+from services.journal.lease import Lease, sole
 from services.journal.place import Journal
 from services.journal.store import Store
 
@@ -86,6 +90,7 @@ import hashlib, sys
 from pathlib import Path
 from services.journal import sealing
 from services.journal.frame import Frame, Kind
+from services.journal.lease import Lease, sole
 from services.journal.place import Journal
 sealing.SEAL_BYTES = 50_000
 writer = Journal(Path(sys.argv[1]), sys.argv[2]).writer(sys.argv[3])
@@ -135,3 +140,63 @@ def test_a_store_that_fails_stops_the_sending_and_keeps_the_log(
 def test_a_store_that_cannot_be_used_is_refused_before_the_first_call(tmp_path: Path, url: str) -> None:
     with pytest.raises(SpecError, match="journal"):
         Journal(tmp_path, url).check()
+
+
+def beating(journal: Journal, name: str, beat_s: float = 0.05) -> Lease:
+    return Lease(Store(journal.store or ""), name, f"run-{name}", beat_s)
+
+
+def test_of_two_runs_on_one_store_the_later_is_refused_until_the_first_has_ended(journal: Journal) -> None:
+    first, second = beating(journal, "b"), beating(journal, "a")
+    first.take()
+    with pytest.raises(SpecError, match=r"is being written by the run run-b on "):
+        second.take(watch_s=5, look_s=0.01)
+    assert Store(journal.store or "").names(".run") == {"b.run"}
+    first.give_back()
+    third = beating(journal, "a")
+    third.take(watch_s=60)
+    third.give_back()
+    assert not Store(journal.store or "").names(".run") and not first.is_lost
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_of_runs_that_arrive_at_once_one_goes_on(journal: Journal, count: int) -> None:
+    leases = [beating(journal, f"{n}") for n in range(count)]
+    gate = threading.Barrier(count)
+
+    def arrive(lease: Lease) -> bool:
+        gate.wait()
+        try:
+            lease.take(watch_s=5, look_s=0.01)
+        except SpecError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(count) as pool:
+        assert sum(pool.map(arrive, leases)) == 1
+    assert len(Store(journal.store or "").names(".run")) == 1
+    for lease in leases:
+        lease.give_back()
+
+
+def test_what_a_dead_run_left_is_removed_and_one_that_only_slept_is_told(journal: Journal) -> None:
+    asleep, other = beating(journal, "a", beat_s=4.0), beating(journal, "b")
+    asleep.take()
+    other.take(watch_s=0.3, look_s=0.01)
+    deadline = time.monotonic() + 60
+    while not asleep.is_lost and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert asleep.is_lost and not other.is_lost
+    asleep.give_back()
+    other.give_back()
+
+
+def test_a_second_start_of_a_run_does_not_wait_for_the_first(journal: Journal) -> None:
+    with sole(journal, "r") as first:
+        pass
+    with sole(journal, "r") as second, sole(Journal(journal.root), "r") as none:
+        assert first is not None and second is not None and first.name == second.name and none is None
+    elsewhere = Journal(journal.root.parent / "elsewhere", journal.store)
+    elsewhere.root.mkdir()
+    with sole(elsewhere, "r") as third:
+        assert third is not None and third.name != first.name
