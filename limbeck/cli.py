@@ -346,7 +346,7 @@ def status(
         ended = manifest.state == "running" and not directory.is_in_use()
         state = "stopped, and no process works on it; run it again to resume" if ended else manifest.state
         Console(width=max(80, Console().width)).print(summary(manifest, None, run_directory, state))
-        if ended:
+        if ended or state == "failed":
             print("counted when last written; journal/ may hold more, and the next start counts it")
         if manifest.error:
             print(f"error: {manifest.error}")

@@ -83,7 +83,7 @@ def _generate(this: Run, stopping: Callable[[], bool]) -> None:
     """Alone on the journal: what another run pays for meanwhile, this one would not know of."""
     with ExitStack() as held:
         with this.stage("journal") if this.journal.store else nullcontext():
-            lease = held.enter_context(sole(this.journal, this.spec.name))
+            lease = held.enter_context(sole(this.journal, this.spec.name, stopping))
         this.stopping = lambda: stopping() or (lease is not None and lease.is_lost)
         try:
             this.generate()

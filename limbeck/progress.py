@@ -142,6 +142,8 @@ class Progress:
     def _facts(self, manifest: Manifest, now: float) -> list[tuple[str, str]]:
         if manifest.stage == "ray":
             return [("cluster", "connecting")]
+        if manifest.stage == "journal":
+            return [("journal", "making sure that no other run writes there")]
         if manifest.stage == "evaluate":
             return [("students", "judging")]
         if manifest.stage == "train":

@@ -83,7 +83,8 @@ class Rejections:
 
     writer: RowWriter
     reasons: Counter[str] = field(default_factory=Counter)
-    open: int = 0  # of calls that the next start asks again
+    failed: int = 0  # calls that no lane answered
+    open: int = 0  # of them those that the next start asks again
 
     def add(self, rejection: Rejection) -> None:
         self.reasons[rejection.reason] += 1
@@ -170,6 +171,7 @@ def harvest(
         if outcome is None and (failure := answers.failure(call)):
             detail, raw = failure.meta["detail"], readable(failure.body)
             outcome = Rejection(row.id, "teacher", failure.meta["kind"], detail, raw)
+            rejected.failed += 1
             rejected.open += answers.is_open(call)
         outcome = outcome or missing(row, call)
         if outcome is None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from pipelines import cot, instruct
@@ -210,7 +210,8 @@ class Run:
             left += self.manifest.calls.open
             raise type(stop)(f"{stop.message}; {left:,} rows are left{self._fewer_than(before)}", stop.hint) from None
         except LimbeckError as error:
-            self.settle()
+            with suppress(LimbeckError):  # the journal's store may be what failed
+                self.settle()
             self.fail(error)
             raise
         if pending := self._publish(plan, self._too_large):
@@ -461,6 +462,7 @@ class Run:
             written, empty = instructions_of(round_plan, answers)
             rejected.open += sum(map(answers.is_open, round_plan.calls()))
             for rejection in empty:
+                rejected.failed += rejection.reason != "no_instruction"
                 rejected.add(rejection)
             for item in written[max(0, wanted - total) :]:
                 rejected.add(Rejection(item.id, "instructions", "surplus", f"{wanted} were wanted", item.text))
@@ -481,7 +483,7 @@ class Run:
         self.manifest.dataset.rows = published.rows
         self.manifest.dataset.sha256 = published.sha256
         self.manifest.dataset.files = published.files
-        self.manifest.calls.open = rejected.open
+        self.manifest.calls.failed, self.manifest.calls.open = rejected.failed, rejected.open
         self.warn(*advice(published.rows, rejected.reasons, rejected.open))
 
     def describe(self) -> None:

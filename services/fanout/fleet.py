@@ -177,6 +177,7 @@ class Fleet:
             stuck = not self._workers or (moved == before and self._absent == known)
             before = moved
             if _has_stopped(ends) or (stuck and not self._coming):
+                self._show(watch)
                 raise self._unfinished(ends)
         progress = self._progress()
         watch(progress)

@@ -13,12 +13,12 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import LimbeckError, SpecError
+from schemas.errors import Interrupted, LimbeckError, SpecError
 from services.journal.place import Journal
 from services.journal.store import Store, first_line
 from services.journal.writer import GONE_WITHIN_S
@@ -40,20 +40,23 @@ class Lease:
         self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._beat, name="journal-lease", daemon=True)
 
-    def take(self, watch_s: float = GONE_WITHIN_S, look_s: float = 1.0) -> None:
-        """Return once this run is alone. `SpecError` where another one writes there."""
+    def take(
+        self, watch_s: float = GONE_WITHIN_S, look_s: float = 1.0, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Return once this run is alone. `SpecError` where another one writes there, `Interrupted` where `stopping`
+        says so meanwhile."""
         self._write()
         self._thread.start()
         try:
             for name in sorted(self._store.names(ENDING) - {self.name}):
-                self._outlast(name, watch_s, look_s)
+                self._outlast(name, watch_s, look_s, stopping)
         except BaseException:
             self.give_back()
             raise
         self._held = True
         self._write()
 
-    def _outlast(self, name: str, watch_s: float, look_s: float) -> None:
+    def _outlast(self, name: str, watch_s: float, look_s: float, stopping: Callable[[], bool]) -> None:
         """Return once the other's object is gone, or has not changed for `watch_s` seconds."""
         first = seen = self._look(name)
         changed_at = time.monotonic()
@@ -67,6 +70,8 @@ class Lease:
             if time.monotonic() - changed_at > watch_s:
                 self._store.remove(name)
                 return
+            if stopping():
+                raise Interrupted("interrupted", "run the same command again to go on")
             time.sleep(look_s)
             now = self._look(name)
             if now != seen:
@@ -107,14 +112,15 @@ class Lease:
 
 
 @contextmanager
-def sole(journal: Journal, run: str) -> Iterator[Lease | None]:
-    """Hold a journal's store, where it has one. `SpecError` where another run does, `LimbeckError` where it fails."""
+def sole(journal: Journal, run: str, stopping: Callable[[], bool] = lambda: False) -> Iterator[Lease | None]:
+    """Hold a journal's store, where it has one. `SpecError` where another run does, `LimbeckError` where it fails,
+    `Interrupted` as `stopping` says."""
     if journal.store is None:
         yield None
         return
     lease = Lease(Store(journal.store), _name_of(journal.root), run)
     try:
-        lease.take()
+        lease.take(stopping=stopping)
     except OSError as error:
         what = f"journal {journal.store}: {first_line(error)}"
         raise LimbeckError(what, "run again when the store answers") from None

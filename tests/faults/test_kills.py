@@ -284,11 +284,33 @@ def test_a_run_of_another_machine_on_the_same_journal_is_refused_before_it_asks(
         assert teacher.bill()["repeated"] == 0
 
 
+def test_a_store_that_is_gone_in_mid_run_costs_nothing_once_it_is_back(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    store, run = tmp_path / "store", tmp_path / "run"
+
+    def watch(now: Manifest) -> None:
+        if now.calls.answered >= 30 and store.is_dir():
+            store.rename(tmp_path / "away")
+            store.touch()
+
+    with teacher_server("--latency", "0.1") as teacher:
+        few = lane(teacher, limits={"concurrency": 4})
+        spec = job(questions(jsonl, 800), teachers=[few], journal=f"file://{store}")
+        with pytest.raises(LimbeckError, match="journal file://"):
+            run_it(spec, run, watch=watch)
+        assert state(run) == "failed" and "journal/ may hold more" in limbeck("status", run).stdout
+        store.unlink()
+        (tmp_path / "away").rename(store)
+        said = run_it(spec, run)
+        assert said.rows.accepted == 800 and teacher.bill()["repeated"] == 0
+
+
 def test_a_key_that_the_clusters_nodes_do_not_have_is_named(
     job: Write, jsonl: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEY_OF_THE_DRIVER_ALONE", "sk-driver")  # the tests' cluster was started without it
-    monkeypatch.setattr("services.cluster.is_own", lambda: False)  # one of Limbeck's own would be started anew
+    monkeypatch.setattr("services.cluster.CONNECTED", {})  # one of Limbeck's own would be started anew
     with teacher_server() as teacher:
         spec = job(questions(jsonl, 20), teachers=[lane(teacher, api_key="env:KEY_OF_THE_DRIVER_ALONE")])
         with pytest.raises(SpecError, match="api_key env:KEY_OF_THE_DRIVER_ALONE: the variable is not set") as said:

@@ -171,6 +171,16 @@ def test_where_calls_move_from_a_slow_lane_to_a_fast_one_a_killed_actor_costs_no
     assert round(said.spend.usd * 1e6) == billed if actor != "Worker" else round(said.spend.usd * 1e6) >= billed
 
 
+def test_failures_of_a_run_that_its_budget_ends_are_counted(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    with teacher_server("--poison", "400:0.3") as teacher:
+        spec = job(questions(jsonl, 200), teachers=[lane(teacher)], budget={"calls": 60})
+        with pytest.raises(BudgetExhausted):
+            run_it(spec, tmp_path / "run")
+    said = Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_bytes())
+    assert said.calls.failed == sum(said.rows.rejected.values()) > 0
+    assert said.calls.failed + said.calls.answered == 60 == said.calls.sent
+
+
 def test_the_cap_that_a_run_has_reached_is_named(job: Write, jsonl: Write, tmp_path: Path) -> None:
     with teacher_server("--price", "1:1") as teacher, teacher_server("--status", "401") as dead:
         budget = {"usd": 1, "calls": 10}

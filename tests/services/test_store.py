@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.errors import LimbeckError, SpecError
+from schemas.errors import Interrupted, LimbeckError, SpecError
 from schemas.money import Amount
 from services.journal import sealing
 from services.journal.frame import Frame, Kind
@@ -189,6 +189,14 @@ def test_what_a_dead_run_left_is_removed_and_one_that_only_slept_is_told(journal
     assert asleep.is_lost and not other.is_lost
     asleep.give_back()
     other.give_back()
+
+
+def test_a_stop_ends_the_wait_for_another_run(journal: Journal) -> None:
+    store, lease = Store(journal.store or ""), beating(journal, "a")
+    store.write("dead.run", b'{"held": true}')
+    with pytest.raises(Interrupted):
+        lease.take(watch_s=60, stopping=lambda: True)
+    assert store.names(".run") == {"dead.run"}
 
 
 def test_a_second_start_of_a_run_does_not_wait_for_the_first(journal: Journal) -> None:
