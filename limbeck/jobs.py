@@ -90,6 +90,7 @@ def _generate(this: Run, stopping: Callable[[], bool]) -> None:
         except Interrupted:
             if lease is None or not lease.is_lost:
                 raise
+            this.started()  # and so `_recorded` writes it as the failure that it is
             raise LimbeckError(
                 f"another run has taken over the journal {this.journal.store} while this one did not reach it",
                 "wait for it to end, then run the same command again",

@@ -83,8 +83,8 @@ class Rejections:
 
     writer: RowWriter
     reasons: Counter[str] = field(default_factory=Counter)
-    failed: int = 0  # calls that no lane answered
-    open: int = 0  # of them those that the next start asks again
+    failed: int = 0  # of calls that no lane answered, once for each row that has one
+    open: int = 0  # of those that the next start asks again
 
     def add(self, rejection: Rejection) -> None:
         self.reasons[rejection.reason] += 1

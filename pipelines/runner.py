@@ -233,6 +233,7 @@ class Run:
 
     @property
     def _way_back(self) -> str:
+        """How rows come back that an earlier spec had; nothing brings back those of an earlier source."""
         only_spec = self._changes and not self._edited
         return ", and limbeck replay under the earlier one brings back rows that it had" if only_spec else ""
 

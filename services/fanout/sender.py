@@ -341,7 +341,7 @@ class Sender:
         # Neither provider documents what a call in doubt costs, so it is taken to cost all that was reserved.
         money = demand.money if kind.may_be_paid else Amount(0, 0, kind is not VerdictKind.UNREACHABLE)
         if reply.verdict.read_prompt:
-            money = demand.prompt(self._rates)
+            money = demand.prompt_cost(self._rates)
         meta: dict[str, Any] = {"tokens": money.tokens}
         if (usage := reply.usage) is not None:  # an error that says what it cost
             money = Amount(self._rates.cost(usage), usage.input_tokens + usage.output_tokens, 1)

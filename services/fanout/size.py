@@ -26,8 +26,8 @@ class Demand(NamedTuple):
     ceiling: int = 0  # max_tokens, where output_tokens is what is usual instead
     excess: Excess = Excess()  # beyond text and max_tokens, as the server was seen to count
 
-    def prompt(self, rates: Price) -> Amount:
-        """The most that its prompt can cost."""
+    def prompt_cost(self, rates: Price) -> Amount:
+        """The most that its prompt alone can cost."""
         tokens = self.money.tokens - self.ceiling - self.excess.output
         return Amount(rates.cost(Usage(tokens, 0)), tokens, 1)
 

@@ -25,7 +25,7 @@ from services.journal.writer import GONE_WITHIN_S
 
 BEAT_S = 5.0
 ENDING = ".run"
-NAME = "lease-name"
+NAME_FILE = "lease-name"
 
 
 class Lease:
@@ -133,7 +133,7 @@ def sole(journal: Journal, run: str, stopping: Callable[[], bool] = lambda: Fals
 def _name_of(root: Path) -> str:
     """The same in every start of one run directory on one machine, which a lock keeps apart already: what a killed
     start left there is its own."""
-    place = root / NAME
+    place = root / NAME_FILE
     if not place.exists():
         place.write_text(secrets.token_hex(8))
     content = f"{place.read_text()} {socket.gethostname()} {os.getuid()}"

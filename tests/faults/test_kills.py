@@ -284,6 +284,25 @@ def test_a_run_of_another_machine_on_the_same_journal_is_refused_before_it_asks(
         assert teacher.bill()["repeated"] == 0
 
 
+def test_a_run_whose_journal_another_has_taken_over_stops_and_keeps_what_it_paid_for(
+    job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    def watch(now: Manifest) -> None:  # as whoever takes over removes it, since it did not change for long
+        if now.calls.answered >= 30:
+            for lease in (tmp_path / "store").glob("*.run"):
+                lease.unlink()
+
+    with teacher_server("--latency", "0.1") as teacher:
+        few = lane(teacher, limits={"concurrency": 4})
+        spec = job(questions(jsonl, 2000), teachers=[few], journal=f"file://{tmp_path / 'store'}")
+        with pytest.raises(LimbeckError, match="another run has taken over the journal"):
+            run_it(spec, tmp_path / "run", watch=watch)
+        bill = teacher.bill()
+    said = Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_bytes())
+    assert said.state == "failed" and "taken over" in said.error
+    assert said.calls.answered == bill["calls"] < 2000
+
+
 def test_a_store_that_is_gone_in_mid_run_costs_nothing_once_it_is_back(
     limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
