@@ -3,7 +3,6 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipelines.curate import Dropped
 from pipelines.dedup import Duplicate
-from pipelines.harvest import BATCH, SCHEMAS, Answers, Rejections, RowWriter
+from pipelines.harvest import SCHEMAS, Answers, Rejections, RowWriter, stored_rows
 from pipelines.rundir import RunDirectory, move_folder
 from schemas.job import JobSpec
 from schemas.record import COLUMNS, Rejection, conversation
@@ -33,11 +32,6 @@ class Published:
     clusters: list[tuple[str, str, float]] = field(default_factory=list)
     agree: int = 0
     judged: int = 0
-
-
-def staged_rows(path: Path) -> Iterator[dict[str, Any]]:
-    for batch in pq.ParquetFile(path).iter_batches(BATCH):
-        yield from batch.to_pylist()
 
 
 OPENING = 2  # words that tell one kind of question from another
@@ -71,7 +65,7 @@ def publish(
     samples = Sampler(SAMPLES, spec.sampling.draws)
     kept_text = _texts_of(staged, {d.kept for d in dropped.by_position.values()})
     writer: RowWriter | None = None
-    for position, row in enumerate(staged_rows(staged)):
+    for position, row in enumerate(stored_rows(staged)):
         if (drop := dropped.by_position.get(position)) is not None:
             kept = kept_text[drop.kept]
             rejected.add(_duplicate(row, drop, kept["id"], answers))
@@ -117,7 +111,7 @@ def _texts_of(staged: Path, positions: set[int]) -> dict[int, dict[str, Any]]:
     """The rows that duplicates repeat."""
     if not positions:
         return {}
-    return {position: row for position, row in enumerate(staged_rows(staged)) if position in positions}
+    return {position: row for position, row in enumerate(stored_rows(staged)) if position in positions}
 
 
 def _asked(row: dict[str, Any]) -> str:
