@@ -1,6 +1,8 @@
 """A model's output where it matters: one row for each token with a loss, alike for both architectures."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,17 +14,45 @@ from training.rows import IGNORED
 SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
-@dataclass(frozen=True, slots=True)
+def as_they_are(logits: Tensor) -> Tensor:
+    """The head of a model that gave logits itself."""
+    return logits
+
+
+@dataclass(frozen=True)
 class Aligned:
     """Row i of `logits` (n, vocabulary) predicts token `targets[i]`, which belongs to row `owners[i]` of the batch.
 
+    They are made by `head` of `states` (n, width) when they are first asked for, without what is beyond `vocabulary`.
     `hidden`: states after the embeddings and after each layer, (n, width) each, where they were asked for.
     """
 
-    logits: Tensor
+    states: Tensor
     targets: Tensor
     owners: Tensor
     hidden: tuple[Tensor, ...] = ()
+    head: Callable[[Tensor], Tensor] = as_they_are
+    vocabulary: int | None = None
+
+    @cached_property
+    def logits(self) -> Tensor:
+        return self.head(self.states)[:, : self.vocabulary]
+
+    @property
+    def numbers(self) -> int:
+        """How many logits there are."""
+        return len(self.states) * (self.vocabulary or self.states.shape[-1])
+
+    def part(self, rows: slice) -> "Aligned":
+        """Some of the rows, with logits of their own."""
+        hidden = tuple(states[rows] for states in self.hidden)
+        return replace(
+            self, states=self.states[rows], targets=self.targets[rows], owners=self.owners[rows], hidden=hidden
+        )
+
+    def cut(self, vocabulary: int | None) -> "Aligned":
+        """Without the logits of padded entries, which no tokenizer writes; None for none of those."""
+        return self if vocabulary is None else replace(self, vocabulary=vocabulary)
 
 
 def positions(model: Any) -> int:
@@ -44,14 +74,16 @@ def aligned(model: Any, batch: dict[str, Tensor], hidden: bool = False) -> Align
     valid = labels != IGNORED
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     # use_cache=False: with a cache, packed rows see each other (measured: logits off by 0.61).
+    head, size = as_they_are, None
     if any(getattr(model.config, name, None) for name in SCALED_HEADS):
         out = model(**inputs, use_cache=False, output_hidden_states=hidden)
-        logits = out.logits[:, :-1][valid]
+        states = out.logits[:, :-1][valid]
     else:
         out = model.base_model(**inputs, use_cache=False, output_hidden_states=hidden)
-        logits = model.get_output_embeddings()(out.last_hidden_state[:, :-1][valid])
-    states = tuple(state[:, :-1][valid] for state in out.hidden_states) if hidden else ()
-    return Aligned(logits, labels[valid], owners[valid], states)
+        states, head = out.last_hidden_state[:, :-1][valid], model.get_output_embeddings()
+        size = len(head.weight)
+    layers = tuple(state[:, :-1][valid] for state in out.hidden_states) if hidden else ()
+    return Aligned(states, labels[valid], owners[valid], layers, head, size)
 
 
 def _encoder_decoder(model: Any, batch: dict[str, Tensor], hidden: bool) -> Aligned:
@@ -69,5 +101,5 @@ def _encoder_decoder(model: Any, batch: dict[str, Tensor], hidden: bool) -> Alig
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     out = model(**inputs, decoder_input_ids=shifted, use_cache=False, output_hidden_states=hidden)
     valid = labels != IGNORED
-    states = tuple(state[valid] for state in out.decoder_hidden_states) if hidden else ()
-    return Aligned(out.logits[valid], labels[valid], batch["owners"][valid], states)
+    layers = tuple(state[valid] for state in out.decoder_hidden_states) if hidden else ()
+    return Aligned(out.logits[valid], labels[valid], batch["owners"][valid], layers)

@@ -23,7 +23,7 @@ from training.kshot import in_context
 from training.rows import TokenRow, token_rows
 from training.scores import Interval, calibration_error, distinct, exact_match, interval, value_match
 from training.students import Student, pretrained
-from training.teacher import Teacher, cut, load_teacher
+from training.teacher import Teacher, load_teacher
 
 SHOWN = 12  # responses on the page
 NUMBERED = 0.5  # of the references must hold a number before values are compared
@@ -131,7 +131,7 @@ def beside_teacher(student: Student, teacher: Teacher, rows: Sequence[TokenRow])
     counts: list[float] = []
     with torch.inference_mode():
         for batch in batches(student, rows):
-            ours, theirs = cut(aligned(student.model, batch), teacher.vocabulary), teacher(batch).logits
+            ours, theirs = aligned(student.model, batch).cut(teacher.vocabulary), teacher(batch).logits
             forward += _by_row(forward_kl(theirs, ours.logits), ours.owners, batch)
             reverse += _by_row(reverse_kl(theirs, ours.logits), ours.owners, batch)
             counts += _by_row(torch.ones_like(ours.targets, dtype=torch.float32), ours.owners, batch)

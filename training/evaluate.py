@@ -16,7 +16,7 @@ from training.divergences import forward_kl, reverse_kl
 from training.examples import Pair
 from training.rows import Collator, TokenRow, prompt_text
 from training.students import Student
-from training.teacher import Teacher, cut
+from training.teacher import Teacher
 
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 WORD = regex.compile(rf"[{UNSPACED}]|[\p{{L}}\p{{M}}\p{{N}}--[{UNSPACED}]]+", regex.VERSION1)
@@ -57,7 +57,7 @@ def divergences(student: Student, teacher: Teacher, rows: Sequence[TokenRow]) ->
     forward, reverse, count = 0.0, 0.0, 0
     with torch.inference_mode():
         for batch in batches(student, rows):
-            ours, theirs = cut(aligned(student.model, batch), teacher.vocabulary).logits, teacher(batch).logits
+            ours, theirs = aligned(student.model, batch).cut(teacher.vocabulary).logits, teacher(batch).logits
             forward += float(forward_kl(theirs, ours).sum())
             reverse += float(reverse_kl(theirs, ours).sum())
             count += len(ours)

@@ -5,7 +5,7 @@ the number of tokens with a loss in the micro-batch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -64,6 +64,19 @@ class View:
     sampled: Sampled | None = None
     projections: Any = None  # of the student's states to the teacher's width, one for each pair of layers
     progress: float = 0.0  # share of the steps that are done
+
+    def part(self, rows: slice) -> "View":
+        """Some of the tokens."""
+        sampled = self.sampled
+        if sampled is not None:  # of all tokens but plain text's
+            told = self.tasks != TEXT
+            within = slice(int(told[: rows.start].sum()), int(told[: rows.stop].sum()))
+            sampled = Sampled(sampled.mix[within], sampled.returns[within])
+        return replace(
+            self, student=self.student.part(rows), tasks=self.tasks[rows], weights=self.weights[rows],
+            teacher=self.teacher and self.teacher.part(rows),
+            cached=self.cached and TopK(self.cached.ids[rows], self.cached.log_probs[rows]), sampled=sampled,
+        )  # fmt: skip
 
     def cross_entropy(self) -> Tensor:
         """-log of the student's probability of each target, (n,)."""

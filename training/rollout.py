@@ -18,7 +18,7 @@ from training.divergences import wide
 from training.examples import MAIN
 from training.objectives import returns_of
 from training.rows import BLANK, IGNORED, Collator, TokenRow
-from training.teacher import Teacher, cut
+from training.teacher import Teacher
 
 
 class Draws(transformers.LogitsProcessor):  # type: ignore[misc]
@@ -218,11 +218,11 @@ class Rollouts:
         was_training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            ours = cut(aligned(self.model, batch), self.teacher.vocabulary)
+            ours = aligned(self.model, batch).cut(self.teacher.vocabulary)
+            targets = ours.targets[:, None]
+            q = log_softmax(wide(ours.logits) / self.spec.temperature, -1).gather(-1, targets)[:, 0]
+            p = log_softmax(wide(self.teacher(batch).logits), -1).gather(-1, targets)[:, 0]
         self.model.train(was_training)
-        targets = ours.targets[:, None]
-        q = log_softmax(wide(ours.logits) / self.spec.temperature, -1).gather(-1, targets)[:, 0]
-        p = log_softmax(wide(self.teacher(batch).logits), -1).gather(-1, targets)[:, 0]
         share = self.spec.teacher_mix
         mix = torch.logaddexp(p + math.log(share), q + math.log1p(-share)) if share else q
         for number, row in enumerate(rows):

@@ -30,12 +30,7 @@ class Teacher:
     def __call__(self, batch: dict[str, Tensor], hidden: bool = False) -> Aligned:
         """What it says of a batch of the student's rows."""
         with torch.no_grad():
-            return cut(aligned(self.model, batch, hidden), self.vocabulary)
-
-
-def cut(seen: Aligned, vocabulary: int) -> Aligned:
-    """Without the logits of padded entries, which no tokenizer writes."""
-    return Aligned(seen.logits[:, :vocabulary], seen.targets, seen.owners, seen.hidden)
+            return aligned(self.model, batch, hidden).cut(self.vocabulary)
 
 
 def load_teacher(name: str, student: Student) -> Teacher:

@@ -9,6 +9,7 @@ import transformers
 from tiny_students import student, without_dropout
 
 from schemas.student import TrainingSpec
+from training import learner
 from training.examples import MAIN, SECOND, TEXT, Pair
 from training.rows import token_rows
 from training.teacher import Teacher
@@ -38,9 +39,11 @@ def teacher_of(arch: str) -> Teacher:
 
 
 def first_step(
-    arch: str, objective: dict[str, Any], batch: int, accumulation: int, workers: int, count: int
-) -> list[float]:
+    arch: str, objective: dict[str, Any], batch: int, accumulation: int, workers: int, count: int,
+    most_logits: int = learner.MOST_LOGITS,
+) -> list[float]:  # fmt: skip
     """[loss, gradient norm] of the step that takes all `count` rows."""
+    learner.MOST_LOGITS = most_logits
     made = without_dropout(student(arch))
     tasks = (MAIN, MAIN, SECOND, TEXT) if "lm" in objective else (MAIN, SECOND)
     tasks = tasks if objective["name"] in ("step_by_step", "icl", "minillm") else (MAIN,)
@@ -62,8 +65,8 @@ def first_step(
     return [told["loss"], told["grad_norm"]]
 
 
-def first_steps(ways: list[tuple[int, int, int, int]]) -> dict[str, list[list[float]]]:
-    """What each way, (batch, accumulation, workers, rows), measured, by architecture and objective."""
+def first_steps(ways: list[tuple[int, ...]]) -> dict[str, list[list[float]]]:
+    """What each way, (batch, accumulation, workers, rows, logits at once), measured, by architecture and objective."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return {

@@ -32,7 +32,8 @@ def seen_by(made: Student, bins: list[list[TokenRow]]) -> Aligned:
 
 def loss_of(made: Student, bins: list[list[TokenRow]], batch_size: int) -> float:
     parts = [seen_by(made, bins[i : i + batch_size]) for i in range(0, len(bins), batch_size)]
-    return sum(float(cross_entropy(part.logits, part.targets, reduction="sum")) for part in parts)
+    with torch.no_grad():
+        return sum(float(cross_entropy(part.logits, part.targets, reduction="sum")) for part in parts)
 
 
 @ARCHITECTURES

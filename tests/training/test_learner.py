@@ -75,8 +75,8 @@ def loss_and_norm(taught: Learner, made: Student, found: list[dict[str, torch.Te
 
 
 @ALL
-def test_accumulation_and_packing_change_neither_loss_nor_gradient(
-    arch: str, spec: dict[str, Any], tmp_path: Any
+def test_accumulation_packing_and_parts_change_neither_loss_nor_gradient(
+    arch: str, spec: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taught, made = learner(arch, spec, tmp_path)
     rows = rows_of(made, spec)
@@ -89,6 +89,9 @@ def test_accumulation_and_packing_change_neither_loss_nor_gradient(
     assert len(bins) < len(rows)
     packed = loss_and_norm(taught, made, batches(made, spec, [bins]))
     assert packed == pytest.approx(whole, rel=1e-5)
+    monkeypatch.setattr("training.learner.MOST_LOGITS", 1_000)
+    parts = loss_and_norm(taught, made, batches(made, spec, [alone]))
+    assert parts == pytest.approx(whole, rel=1e-5)
 
 
 def test_a_student_that_is_its_teacher_has_no_divergence(tmp_path: Any) -> None:
