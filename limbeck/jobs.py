@@ -1,5 +1,6 @@
 """The one place that strings generation, training and evaluation together."""
 
+import functools
 import json
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from pipelines.runner import Run, Watch
 from schemas.errors import UNFORESEEN, Interrupted, LimbeckError, SpecError, refused_as_spec
 from schemas.job import JobSpec
 from schemas.manifest import Manifest
-from schemas.student import FINE_TUNED, TRAINED_ON, TrainingData, TrainingSpec, advice, fine_tuning
+from schemas.student import FINE_TUNED, TRAINED_ON, Role, TrainingData, TrainingSpec, advice, fine_tuning
 from services import cluster
 from services.journal.lease import sole
 from services.teachers.credentials import key_variables
@@ -155,7 +156,8 @@ def plan(spec: Job) -> Estimate:
 def _student_bytes(spec: TrainingSpec) -> int:
     from training.students import bytes_on_disk
 
-    return bytes_on_disk(spec.student) * (1 if spec.fine_tune_first is None else 2)
+    tuned = bytes_on_disk(spec.teacher) if spec.teacher and spec.fine_tune_teacher is not None else 0
+    return bytes_on_disk(spec.student) * (1 if spec.fine_tune_first is None else 2) + tuned
 
 
 def _check_models(spec: TrainingSpec) -> None:
@@ -290,8 +292,8 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Train a student; it and its `metrics.json` are in `out`/student. Returns the metrics.
 
-    An unfinished training in `out` goes on. With `fine_tune_first` the student it starts from is in
-    `out`/fine_tuned. One of another spec is a `SpecError` where `keeps`, else it is dropped.
+    An unfinished training in `out` goes on; one of another spec is a `SpecError` where `keeps`, else it is dropped.
+    What `fine_tune_teacher` and `fine_tune_first` make is in `out`/fine_tuned_teacher and `out`/fine_tuned.
 
     `made_of` says what of, for whoever asks later whether it has to be trained again: by default spec and data files.
     """
@@ -303,7 +305,8 @@ def train(
     with refused_as_spec():
         _check_models(spec)
         check_data(spec.data, spec.objective)
-        check_cache(spec)
+        if spec.fine_tune_teacher is None:
+            check_cache(spec)
         student = Path(out) / "student"
         if student.exists() and not (student / "metrics.json").is_file():
             raise SpecError(f"{student} is there and no student of ours", "choose another --out; nothing was touched")
@@ -329,11 +332,23 @@ def train(
 def _fine_tuned(
     spec: TrainingSpec, out: Path, watch: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]
 ) -> TrainingSpec:
-    """The spec with the student that `fine_tune_first` makes in `out`/fine_tuned, where it asks for one."""
-    first, place = fine_tuning(spec), out / FINE_TUNED
-    if first is None:
-        return spec
-    if trained(first, place) is None:
-        (out / ".work" / "train-progress.json").unlink(missing_ok=True)  # an earlier training's
-        train(first, place, watch=lambda now: watch({"first": True, **now}), stopping=stopping, keeps=False)
-    return spec.model_copy(update={"student": str(place / "student")})
+    """The spec with the teacher and the student that `fine_tune_teacher` and `fine_tune_first` make below `out`, where
+    it asks for them."""
+    from training.signals import check_cache
+
+    for role, folder in FINE_TUNED.items():
+        if (first := fine_tuning(spec, role)) is None:
+            continue
+        place = out / folder
+        if trained(first, place) is None:
+            for later in (out, out / FINE_TUNED["student"]):  # what an earlier training of these said of itself
+                (later / ".work" / "train-progress.json").unlink(missing_ok=True)
+            tell = functools.partial(_first, role, watch)
+            train(first, place, watch=tell, stopping=stopping, keeps=False)
+        spec = spec.model_copy(update={role: str(place / "student")})
+    check_cache(spec)
+    return spec
+
+
+def _first(role: Role, watch: Callable[[dict[str, Any]], None], now: dict[str, Any]) -> None:
+    watch({"first": role, **now})

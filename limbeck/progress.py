@@ -50,7 +50,8 @@ def pause_lines(manifest: Manifest) -> list[str]:
 
 def student_line(work: Path) -> str:
     """Where the student's training stands, or the one before it, from the file that its first worker writes."""
-    for place, first in ((work, False), (work.parent / FINE_TUNED / ".work", True)):
+    before = {role: work.parent / folder / ".work" for role, folder in FINE_TUNED.items()}
+    for first, place in ((None, work), ("student", before["student"]), ("teacher", before["teacher"])):
         with contextlib.suppress(FileNotFoundError, ValueError):
             return training_line({"first": first, **json.loads((place / "train-progress.json").read_text())})
     return "loading, measuring"
@@ -59,7 +60,8 @@ def student_line(work: Path) -> str:
 def training_line(now: dict[str, Any]) -> str:
     """What a training says of itself, in words."""
     if now.get("first"):
-        return f"fine-tuning first: {training_line({**now, 'first': False})}"
+        what = "fine-tuning the teacher" if now["first"] == "teacher" else "fine-tuning first"
+        return f"{what}: {training_line({**now, 'first': None})}"
     if "captured" in now:
         return f"teacher written down: {now['captured']}/{now['shards']} shards"
     if "measuring" in now:

@@ -61,9 +61,9 @@ RECIPES: dict[str, Recipe] = {
             "max_length": 512,
         },
         "On-policy with JSD(0.1), best on WMT; forward KL (beta 0) was best on GSM8K, reverse KL (1) for "
-        "instructions. Start from a student that was fine-tuned (fine_tune_first). Rate, batch and steps of the "
-        "appendix are not known to us: choose them. TRL's defaults (lambda 0.5, beta 0.5, temperature 0.9) are its "
-        "own.",
+        "instructions. Start from a student that was fine-tuned (fine_tune_first), beside a teacher that was, too "
+        "(fine_tune_teacher). Rate, batch and steps of the appendix are not known to us: choose them. TRL's defaults "
+        "(lambda 0.5, beta 0.5, temperature 0.9) are its own.",
     ),
     "minillm": Recipe(
         "arXiv 2306.08543; github.com/microsoft/LMOps/minillm",
@@ -76,10 +76,11 @@ RECIPES: dict[str, Recipe] = {
             "warmup": 0.02, "weight_decay": 1e-6, "max_length": 512,
         },
         "objective.variant: released does what the code does instead: returns with a discount of 0.95 that hold "
-        "r_t, too, whitened over a batch, and a language-modelling loss that is half distillation. Start from a "
-        "student that was fine-tuned (fine_tune_first), the one with the lowest held-out loss (checkpoints.best). The "
-        "code keeps the checkpoint with the best ROUGE-L, and samples 256 responses before it learns from any; here "
-        "each of them is sampled when its step comes first, by newer weights.",
+        "r_t, too, whitened over a batch, and a language-modelling loss that is half distillation. Fine-tune teacher "
+        "and student before (fine_tune_teacher, fine_tune_first); of the student take the state with the lowest "
+        "held-out loss (checkpoints.best). The code keeps the checkpoint with the best ROUGE-L, and samples 256 "
+        "responses before it learns from any; here each of them is sampled when its step comes first, by newer "
+        "weights.",
     ),
 }  # fmt: skip
 

@@ -42,7 +42,9 @@ class FromScratch(Strict):
 
 
 TRAINED_ON = "trained_on.json"  # beside a student: what it was made of
-FINE_TUNED = "fine_tuned"  # where `fine_tune_first` leaves the student that the objective starts from
+Role = Literal["teacher", "student"]
+FINE_TUNED: dict[Role, str] = {"teacher": "fine_tuned_teacher", "student": "fine_tuned"}
+"""Where `fine_tune_teacher` and `fine_tune_first` leave what the objective starts from, in the order of trainings."""
 Name = Annotated[str, Field(min_length=1)]
 Column = Literal[
     "id",
@@ -129,6 +131,12 @@ class FineTuning(Strict):
     learning_rate: Annotated[float, Field(gt=0, le=100)] = Field(3.0e-4, description="its peak, after a short rise")
 
 
+class TeacherTuning(FineTuning):
+    """The same of the teacher, which has learned to write already: at a lower rate."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = Field(3.0e-5, description="its peak, after a short rise")
+
+
 class TrainingSpec(Strict):
     recipe: str | None = Field(None, description="the settings of a paper below one's own: " + ", ".join(RECIPES))
     student: FromScratch | LayerCut | str = Field(description="scratch, {from, layers}, or a Hugging Face id or path")
@@ -143,6 +151,11 @@ class TrainingSpec(Strict):
         None,
         description="fine-tune the student on the responses, then train it with the objective: for students that "
         "cannot write yet and objectives that sample from them; {} takes the usual settings",
+    )
+    fine_tune_teacher: TeacherTuning | None = Field(
+        None,
+        description="fine-tune the teacher on the responses before all else, and learn from that one, as MiniLLM and "
+        "GKD do: another teacher leads away from the responses; {} takes the usual settings",
     )
     workers: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="processes that train together")
     min_workers: Annotated[int, Field(ge=1, le=4096)] | None = Field(
@@ -190,8 +203,9 @@ class TrainingSpec(Strict):
             raise ValueError("lora goes with a student that has learned something, not with one from scratch")
         if teaches(self.objective) and self.teacher is None:
             raise ValueError(f"objective {self.objective.name!r} learns from a teacher: set teacher")
-        if self.fine_tune_first is not None and not teaches(self.objective):
-            raise ValueError(f"fine_tune_first goes with white-box objectives, not with {self.objective.name!r}")
+        for name in ("fine_tune_first", "fine_tune_teacher"):
+            if getattr(self, name) is not None and not teaches(self.objective):
+                raise ValueError(f"{name} goes with white-box objectives, not with {self.objective.name!r}")
         return self
 
     @model_validator(mode="after")
@@ -220,13 +234,16 @@ class TrainingSpec(Strict):
         return value
 
 
-def fine_tuning(spec: TrainingSpec) -> TrainingSpec | None:
-    """The training that comes before this one, where the spec asks for it. The teacher is kept: a student from scratch
-    takes its tokenizer."""
-    if spec.fine_tune_first is None:
+def fine_tuning(spec: TrainingSpec, role: Role) -> TrainingSpec | None:
+    """The training of the teacher or the student that comes before this one, where the spec asks for it. A student's
+    keeps the teacher: one from scratch takes its tokenizer."""
+    settings = spec.fine_tune_teacher if role == "teacher" else spec.fine_tune_first
+    if settings is None:
         return None
-    first = {"epochs": spec.fine_tune_first.epochs, "learning_rate": spec.fine_tune_first.learning_rate}
-    return spec.model_copy(update={**first, "objective": Sft(), "steps": None, "recipe": None, "fine_tune_first": None})
+    own = {"student": spec.teacher, "teacher": None} if role == "teacher" else {}
+    alone = {"objective": Sft(), "steps": None, "recipe": None, "fine_tune_first": None, "fine_tune_teacher": None}
+    how = {"epochs": settings.epochs, "learning_rate": settings.learning_rate}
+    return spec.model_copy(update={**alone, **how, **own})
 
 
 def advice(spec: TrainingSpec) -> str:

@@ -18,8 +18,8 @@ from training.rows import BLANK, IGNORED
 from training.teacher import Teacher
 
 # Logits of a micro-batch that are there at once: 256 MB of them in float32, and an objective makes several tensors of
-# that size. More come in parts, and each part's are computed again on the way back. Measured on SmolLM2 cut to 4 layers,
-# 4,088 tokens a batch: kd 9.6 GB at once, 4.8 GB in parts, 36 and 41 s CPU; sft 4.5 and 3.0 GB, 20 and 19 s.
+# that size. More come in parts, and each part's are computed again on the way back. SmolLM2 cut to 4 layers, batches of
+# 4,088 tokens: kd 9.6 GB at once, 4.8 GB in parts, 36 and 41 s CPU; sft 4.5 and 3.0 GB, 20 and 19 s.
 MOST_LOGITS = 2**26
 COUNTS = ("tokens", "main", "second", "text", "rows", "options")
 

@@ -72,7 +72,8 @@ def test_a_training_is_followed_from_its_rows_to_its_student(tmp_path: Path) -> 
     work = tmp_path / ".work"
     assert student_line(work) == "loading, measuring"
     for place, told, line in (
-        (tmp_path / FINE_TUNED / ".work", {"measuring": "before"}, "fine-tuning first: measuring what the student is"),
+        (tmp_path / FINE_TUNED["teacher"] / ".work", {"tokenised": 900}, "fine-tuning the teacher: 900 rows in tokens"),
+        (tmp_path / FINE_TUNED["student"] / ".work", {"measuring": "before"}, "fine-tuning first: measuring what the"),
         (work, {"tokenised": 12_000}, "12,000 rows in tokens"),
         (work, {"step": 3, "steps": 9, "loss": 2.0, "tokens_per_second": 800.0}, "step 3/9, loss 2.000, 800 tokens/s"),
     ):
