@@ -9,7 +9,7 @@ RUN := $(or $(RUN),runs/quickstart-$(shell date +%Y%m%d-%H%M%S))
 
 help:
 	@echo "make demo       a teacher writes a dataset, a student learns it: no key, no GPU, about 5 minutes"
-	@echo "make test       all tests, about 10 minutes"
+	@echo "make test       all tests, about 16 minutes"
 	@echo "make test-fast  tests without Ray, trainings, model servers, kill loops and long simulations, under a minute"
 	@echo "make check      format, lint, types"
 	@echo "make bench      the numbers of the README; make bench-students those of trainings"

@@ -264,7 +264,13 @@ def _learns_how(spec: TrainingSpec) -> dict[str, Any]:
 
 
 def _unfinished(place: Path, made_of: dict[str, Any]) -> list[str]:
-    """How the training whose checkpoints are in `place` differs from one that is made of this; its rows apart."""
+    """How the training whose checkpoints are in `place` differs from one that is made of this; its rows apart. Without
+    a checkpoint there is nothing to lose."""
+    return _differs(place, made_of) if any(place.glob("checkpoint-*")) else []
+
+
+def _differs(place: Path, made_of: dict[str, Any]) -> list[str]:
+    """How the training that is kept in `place` differs from one that is made of this; its rows apart."""
     try:
         earlier = json.loads((place / "made_of.json").read_text())
     except (OSError, ValueError):
@@ -277,7 +283,7 @@ def _claim(place: Path, made_of: dict[str, Any]) -> None:
     """Make sure that checkpoints in `place` are of a training that is made of just this: others are dropped."""
     kept = place / "made_of.json"
     with suppress(FileNotFoundError, ValueError):
-        if not _unfinished(place, made_of) and json.loads(kept.read_text())["data"] == made_of["data"]:
+        if not _differs(place, made_of) and json.loads(kept.read_text())["data"] == made_of["data"]:
             return
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)

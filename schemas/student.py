@@ -180,7 +180,11 @@ class TrainingSpec(Strict):
     max_length: Annotated[int, Field(ge=8, le=10_000_000)] = Field(
         512, description="tokens of prompt and response together"
     )
-    packing: bool = Field(True, description="several pairs in one row; not where responses are sampled")
+    packing: bool = Field(
+        True,
+        description="several pairs in one row; not where responses are sampled, nor in a student where pairs would see "
+        "each other, as BART or Mamba (metrics.json says whether they were: packed)",
+    )
     bucketing: bool = Field(False, description="rows of like length side by side, where they are not packed")
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the pairs that is held out")
     eval_rows: Annotated[int, Field(ge=1, le=10**9)] = Field(1000, description="held out at the most")

@@ -15,7 +15,6 @@ import transformers
 from tensorboardX import SummaryWriter
 
 from schemas.errors import LimbeckError
-from schemas.objective import samples
 from schemas.student import TrainingSpec
 from training.adapters import attach, merge
 from training.checkpoints import held_out, written
@@ -204,7 +203,7 @@ class Session:
         self._whole = trainer.weights() if spec.sharding else {}
         metrics.update(
             steps=trainer.state.global_step, train_seconds=round(time.monotonic() - started, 3),
-            packed=spec.packing and not samples(spec.objective), step_seconds=report.step_seconds,
+            packed=trainer.packed, step_seconds=report.step_seconds,
             **report.speed(trainer.state),
         )  # fmt: skip
         state = trainer.state

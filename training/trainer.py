@@ -21,6 +21,7 @@ from schemas.errors import LimbeckError
 from schemas.objective import Gkd, MiniLLM, samples
 from schemas.student import TrainingSpec
 from training import sharding
+from training.aligned import packs
 from training.checkpoints import Saving, keep, newest, restore, step_of, written
 from training.evaluate import held_out_sums
 from training.learner import Learner, counts_of, without_dropout
@@ -45,10 +46,11 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def __init__(
         self, learner: Learner, student: Student, held: Sequence[TokenRow], order: Shuffled, rollouts: Rollouts | None,
-        saving: Saving, sharded: bool = False, **kwargs: Any,
+        saving: Saving, packed: bool, sharded: bool = False, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(model=learner, **kwargs)
         self.add_callback(saving)
+        self.packed = packed
         self._learner, self._student, self._held = learner, student, held
         self._rollouts, self._saving = rollouts, saving
         self._seq2seq = bool(learner.model.config.is_encoder_decoder)
@@ -273,7 +275,7 @@ def trainer_of(
 
     Checkpoints are in `out`; `held` are the rows that tell which is the best; `wished` is asked whether to stop.
     """
-    packed = spec.packing and not samples(spec.objective)
+    packed = spec.packing and not samples(spec.objective) and packs(student.model)
     sizes = sizes_of(rows)
     bins = Bins(rows, pack(sizes, spec.max_length) if packed else None)
     cache = cache_of(spec)
@@ -293,7 +295,7 @@ def trainer_of(
     batch = spec.batch_size * spec.workers
     order = Shuffled(len(bins), batch, spec.seed, lengths, whole, visits, together)
     trainer = TokenTrainer(
-        learner, student, held, order, rollouts, Saving(spec.checkpoints, wished), spec.sharding,
+        learner, student, held, order, rollouts, Saving(spec.checkpoints, wished), packed, spec.sharding,
         args=_arguments(spec, len(bins), out), train_dataset=Filled(bins, whole), data_collator=collate,
         callbacks=list(callbacks),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from tiny_students import PROMPTS, TEXTS, student
 from torch.nn.functional import cross_entropy
 
 from schemas.errors import SpecError
-from schemas.student import FromScratch, LayerCut, Scratch
-from training.aligned import Aligned, aligned
+from schemas.student import FromScratch, LayerCut, Scratch, TrainingSpec
+from training.aligned import Aligned, aligned, packs
 from training.evaluate import Words, held_out_loss, responses, rouge_l
 from training.examples import Pair
 from training.rows import Bins, Collator, TokenRow, pack, sizes_of, token_rows
 from training.students import Student, cut_layers, load_student, tokenizer_for
+from training.trainer import trainer_of
 
 PAIRS = [Pair(prompt, response) for prompt, response in PROMPTS]
 ARCHITECTURES = pytest.mark.parametrize("arch", ["llama", "t5"])
@@ -59,6 +61,41 @@ def test_packed_rows_say_what_separate_ones_say(arch: str) -> None:
         assert torch.allclose(one, other, atol=1e-5)
 
 
+ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+BART = {
+    "vocab_size": 300, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_start_token_id": 2, **ENDS,
+}  # fmt: skip
+
+
+def other(kind: str) -> Any:
+    """A model of another family."""
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, **ENDS)
+        return transformers.GPT2LMHeadModel(config)
+    if kind == "opt":
+        size = {"hidden_size": 32, "word_embed_proj_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        return transformers.OPTForCausalLM(transformers.OPTConfig(vocab_size=300, ffn_dim=32, **size, **ENDS))
+    if kind == "mamba":
+        config = transformers.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4, **ENDS)
+        return transformers.MambaForCausalLM(config)
+    return transformers.BartForConditionalGeneration(transformers.BartConfig(**BART))
+
+
+def test_rows_are_packed_only_where_they_do_not_see_each_other(tmp_path: Path) -> None:
+    """Positions of OPT and BART go on from one row to the next, and so does a state of Mamba."""
+    known = {arch: packs(student(arch).model) for arch in ("llama", "t5")}
+    assert known | {kind: packs(other(kind)) for kind in ("gpt2", "opt", "mamba", "bart")} == {
+        "llama": True, "t5": True, "gpt2": True, "opt": False, "mamba": False, "bart": False,
+    }  # fmt: skip
+    spec = TrainingSpec.model_validate({"student": "s", "batch_size": 2, "max_length": 64})
+    for made, packed in ((student("llama"), True), (Student(other("opt"), student("llama").tokenizer), False)):
+        rows = rows_of(made, PAIRS * 3)
+        trainer = trainer_of(spec, made, None, rows, rows[:1], tmp_path)
+        assert trainer.packed is packed and (len(trainer.train_dataset) < len(rows)) is packed
+
+
 @ARCHITECTURES
 def test_packing_leaves_finite_gradients_where_a_bin_is_mostly_padding(arch: str) -> None:
     made = student(arch)
@@ -92,8 +129,27 @@ def test_the_loss_is_the_model_s_own(arch: str) -> None:
         own = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         theirs = float(made.model(**own).loss)
         seen = aligned(made.model, batch)
-    assert float(cross_entropy(seen.logits, seen.targets)) == pytest.approx(theirs, rel=1e-5)
+        assert float(cross_entropy(seen.logits, seen.targets)) == pytest.approx(theirs, rel=1e-5)
     assert held_out_loss(made, rows) == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5gemma"])
+def test_a_decoder_starts_as_its_model_wants_it(kind: str) -> None:
+    if kind == "bart":
+        model = other(kind)
+    else:
+        half = transformers.T5GemmaModuleConfig(
+            vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=16, **ENDS,
+        )  # fmt: skip
+        config = transformers.T5GemmaConfig(encoder=half, decoder=half, vocab_size=300, **ENDS)
+        model = transformers.T5GemmaForConditionalGeneration(config)
+    made = Student(model.eval(), student("llama").tokenizer)
+    batch = Collator(0, True)([[row] for row in rows_of(made)])
+    with torch.no_grad():
+        theirs = float(model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss)
+        seen = aligned(model, batch)
+        assert float(cross_entropy(seen.logits, seen.targets)) == pytest.approx(theirs, rel=1e-5)
 
 
 def test_a_head_with_a_soft_cap_keeps_it() -> None:

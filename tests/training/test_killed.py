@@ -50,11 +50,18 @@ def spec(place: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(spec: Path, place: Path, ray_cluster: None) -> Path:
-    """The student that it makes where nothing happens."""
+    """The student that it makes where nothing happens but that another training ended there before its first
+    checkpoint."""
     from limbeck import jobs
     from limbeck.spec_file import load_training
 
-    jobs.train(load_training(spec, []), place / "quiet")
+    mine = load_training(spec, [])
+    stale = place / "quiet" / ".work" / "trainer"
+    (stale / "rows").mkdir(parents=True)
+    (stale / "rows" / "about.json").write_text("{}")
+    other = mine.model_copy(update={"seed": 9})
+    (stale / "made_of.json").write_text(json.dumps(jobs.origin_of(other)))
+    jobs.train(mine, place / "quiet")
     return place / "quiet" / "student"
 
 
