@@ -10,6 +10,7 @@ from schemas.errors import SpecError, refused_as_spec
 from schemas.evaluation import EvaluationSpec, JobEvaluation
 from schemas.job import JobSpec
 from schemas.objective import Sft
+from schemas.student import FromScratch, LayerCut, TrainingSpec
 from services import cluster
 
 
@@ -43,12 +44,34 @@ def evaluate(
 
 
 def check_models(spec: EvaluationSpec | JobEvaluation) -> None:
-    """`SpecError` where a student or the teacher is not there."""
+    """`SpecError` where a student or the teacher is not there, or their words are not the same."""
     from training.students import check_student, check_teacher
 
-    for student in spec.students.values():
-        check_student(student, None)
     check_teacher(spec.teacher)
+    for name, student in spec.students.items():
+        check_student(student, None)
+        _check_words(name, student, spec.teacher)
+
+
+def _check_words(name: str, student: FromScratch | LayerCut | str, teacher: str | None) -> None:
+    from training.teacher import check_comparable
+
+    try:
+        check_comparable(student, teacher)
+    except SpecError as error:
+        raise SpecError(f"students.{name}: {error.message}", "leave teacher out, or compare those alone") from None
+
+
+def _check_own_words(train: TrainingSpec, teacher: str | None) -> None:
+    """The same of the student that a job trains: one from scratch speaks as its teacher does."""
+    words = train.teacher if isinstance(train.student, FromScratch) else train.student
+    if words is not None:
+        _check_words("student", words, teacher)
+    elif teacher is not None:
+        raise SpecError(
+            f"evaluate.teacher: {teacher}, but a student from scratch has words of its own",
+            "set train.teacher, whose tokenizer it takes, or leave evaluate.teacher out",
+        )
 
 
 def check_of_job(spec: JobSpec) -> None:
@@ -58,6 +81,8 @@ def check_of_job(spec: JobSpec) -> None:
     if spec.evaluate is None:
         return
     check_models(spec.evaluate)
+    if spec.train is not None:
+        _check_own_words(spec.train, spec.evaluate.teacher)
     data = spec.evaluate.data
     if data is not None and (data.path is not None or data.run is not None):
         check_data(data, spec.evaluate.objective)

@@ -13,8 +13,10 @@ import yaml
 from conftest import Finished
 from tiny_students import PROMPTS, after_sft, rows_of, student
 
+from limbeck.evaluation import check_of_job, evaluate
 from schemas.errors import LimbeckError, SpecError
 from schemas.evaluation import EvaluationSpec
+from schemas.job import JobSpec
 from schemas.student import TrainingData
 from training.compare import as_taught, chosen, judged
 from training.comparison import page
@@ -22,7 +24,7 @@ from training.data import data_digest
 from training.evaluate import responses
 from training.examples import Pair
 from training.held_out import held_out_by, held_out_numbers
-from training.students import Student, pretrained
+from training.students import Student, pretrained, train_tokenizer
 
 Command = Callable[..., Finished]
 
@@ -114,6 +116,26 @@ def test_bad_input(
     spec.write_text(yaml.safe_dump(spec_of(three, data) | change))
     done = command("evaluate", spec, "--out", tmp_path / "out")
     assert done.returncode == 2 and told in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_teacher_of_other_words_is_told_before_anyone_is_judged_or_paid(
+    three: dict[str, str], jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = student("llama")
+    other.model.save_pretrained(tmp_path / "other")
+    train_tokenizer(["Other words altogether, 1234!"], 300).save_pretrained(tmp_path / "other")
+    data = jsonl([{"prompt": "a", "response": "b", "input": "c"}] * 2)
+    with pytest.raises(SpecError, match=r"students\.good: .*another vocabulary"):
+        evaluate(spec_of(three, data, teacher=str(tmp_path / "other")), tmp_path / "out")
+    job = {"name": "j", "pipeline": "instruct", "source": {"path": str(data)}, "teachers": [{"provider": "scripted"}],
+           "train": {"student": three["good"]}, "evaluate": {"teacher": str(tmp_path / "other")}}  # fmt: skip
+    with pytest.raises(SpecError, match=r"students\.student: .*another vocabulary"):
+        check_of_job(JobSpec.model_validate(job))
+    scratch = {"student": {"scratch": {}}}
+    with pytest.raises(SpecError, match="a student from scratch has words of its own"):
+        check_of_job(JobSpec.model_validate({**job, "train": scratch}))
+    taught = {**scratch, "teacher": three["good"]}
+    check_of_job(JobSpec.model_validate({**job, "train": taught, "evaluate": {"teacher": three["fair"]}}))
 
 
 def learned(place: str, data: Path, **how: Any) -> None:
