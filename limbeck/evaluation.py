@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from limbeck.columns import check_run_columns
 from limbeck.spec_file import Evaluation, spec_of
 from schemas.errors import SpecError, refused_as_spec
 from schemas.evaluation import EvaluationSpec, JobEvaluation
 from schemas.job import JobSpec
 from schemas.objective import Sft
-from schemas.student import FromScratch, LayerCut, TrainingSpec
+from schemas.student import FromScratch, LayerCut, TrainingData, TrainingSpec
 from services import cluster
 
 
@@ -83,9 +84,12 @@ def check_of_job(spec: JobSpec) -> None:
     check_models(spec.evaluate)
     if spec.train is not None:
         _check_own_words(spec.train, spec.evaluate.teacher)
-    data = spec.evaluate.data
-    if data is not None and (data.path is not None or data.run is not None):
-        check_data(data, spec.evaluate.objective)
+    data, own = spec.evaluate.data or TrainingData(), spec.train.objective if spec.train is not None else Sft()
+    objective = spec.evaluate.objective if "objective" in spec.evaluate.model_fields_set else own
+    if data.path is not None or data.run is not None:
+        check_data(data, objective)
+    else:
+        check_run_columns(spec, data, objective)
 
 
 def of_job(spec: JobSpec, root: Path) -> EvaluationSpec:

@@ -9,12 +9,10 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
+from limbeck.columns import check_run_columns
 from limbeck.evaluation import check_of_job, evaluate_job, is_evaluated
 from limbeck.spec_file import Job, Training, spec_of
 from pipelines.estimate import Estimate, estimate
-from pipelines.harvest import SCHEMAS
 from pipelines.rundir import RunDirectory, differences, locked
 from pipelines.runner import Run, Watch
 from schemas.errors import UNFORESEEN, Interrupted, LimbeckError, SpecError, refused_as_spec
@@ -172,8 +170,7 @@ def _check_models(spec: TrainingSpec) -> None:
 
 def _check_training(job: JobSpec, spec: TrainingSpec, rows: int) -> None:
     """What of a job's training can be wrong before anything is paid for."""
-    from training.data import check_columns
-    from training.examples import check_data, needed
+    from training.examples import check_data
 
     _check_models(spec)
     data = spec.data or TrainingData()
@@ -182,10 +179,7 @@ def _check_training(job: JobSpec, spec: TrainingSpec, rows: int) -> None:
         return
     if rows < 2:
         raise SpecError(f"train: {rows} rows", "a student needs at least one to learn and one held out")
-    if data.fields:
-        texts = [field.name for field in SCHEMAS[job.pipeline] if field.type == pa.string()]
-        names = [name for name in texts if name != "gold" or "label" in job.source.fields]
-        check_columns(names, data, needed(spec.objective, data))
+    check_run_columns(job, data, spec.objective)
 
 
 def _trained_on(this: Run, spec: TrainingSpec) -> dict[str, Any]:

@@ -126,12 +126,15 @@ def _conversations(data: TrainingData) -> Iterator[Example]:
         yield (Pair(asked, answered, str(row.get("id", number)), turns=tuple(before)),)
 
 
+def as_alpaca(data: TrainingData) -> TrainingData:
+    """Where the rows of an instruct run hold Alpaca's columns, unless the spec says where."""
+    return data if data.fields else data.model_copy(update={"fields": {"output": "response"}})
+
+
 def _alpaca(data: TrainingData) -> Iterator[Example]:
     """Stanford Alpaca's columns in its prompt, which LaMini's decoders are trained with, too; `chat` gives the
     instruction and the input alone."""
-    if data.run is not None and not data.fields:
-        data = data.model_copy(update={"fields": {"output": "response"}})
-    rows = mapped_rows(data, ("instruction", "output"), ("id", "input"))
+    rows = mapped_rows(as_alpaca(data) if data.run is not None else data, ("instruction", "output"), ("id", "input"))
     for number, (where, row) in enumerate(rows):
         more = row.get("input") or ""
         if not isinstance(more, str):

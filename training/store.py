@@ -19,7 +19,7 @@ from schemas.student import TrainingSpec
 from training.examples import Example, Pair, language_modelling, stream_examples, stream_text
 from training.held_out import held_out_numbers
 from training.rows import IGNORED, TokenRow, rows_for
-from training.students import is_seq2seq, tokenizer_for, tokenizer_in
+from training.students import is_seq2seq, require_chat_template, tokenizer_for, tokenizer_in
 
 ABOUT, LEARN, HELD, TOKENIZER = "about.json", "learn.npy", "held.jsonl", "tokenizer"
 CHUNK = 1_000  # examples that are tokenised at a time
@@ -102,8 +102,8 @@ def prepare(spec: TrainingSpec, place: Path, told: Callable[[int], None] = lambd
     count = sum(1 for _ in stream_examples(spec.data, spec.objective))
     held = held_out_numbers(count, spec.eval_fraction, spec.seed, spec.eval_rows)
     tokenizer = tokenizer_for(spec.student, _texts(spec, held), spec.teacher)
-    if spec.data.template and not tokenizer.chat_template:
-        raise LimbeckError("data.template: chat, but the student's tokenizer has none", "leave template out")
+    if spec.data.template:
+        require_chat_template(tokenizer)
     with _Writer(spec, tokenizer, place) as writer:
         for done, chunk in enumerate(_chunks(stream_examples(spec.data, spec.objective)), 1):
             writer.take([(number in held, example) for number, example in chunk])

@@ -32,7 +32,7 @@ class Student:
 
 def check_student(student: FromScratch | LayerCut | str, data: TrainingData | None, max_length: int = 0) -> None:
     """`SpecError` where the student cannot be made, or reads fewer tokens than `max_length`: before anything is paid
-    for. Reads configurations, no weights."""
+    for. Reads configurations and tokenizers, no weights."""
     if isinstance(student, FromScratch):
         if data is not None and data.template == "chat":
             raise SpecError(
@@ -47,6 +47,20 @@ def check_student(student: FromScratch | LayerCut | str, data: TrainingData | No
         raise SpecError(f"student.layers: {student.layers}, {name} has {layers}", "choose fewer")
     if reads is not None and max_length > reads:
         raise SpecError(f"max_length: {max_length}, {name} reads {reads} tokens", f"set max_length to {reads} or less")
+    if data is not None and data.template == "chat" and not is_unread(name):
+        require_chat_template(tokenizer_of(name, "student"))
+
+
+def require_chat_template(tokenizer: Any) -> None:
+    """`SpecError` where it has none."""
+    if not tokenizer.chat_template:
+        raise SpecError("data.template: chat, but the student's tokenizer has none", "leave template out")
+
+
+def is_unread(name: str) -> bool:
+    """Whether this is a GGUF file that was never converted: to learn anything of it takes long."""
+    is_gguf = name == SMOLLM2 or name.endswith(".gguf")
+    return is_gguf and not (kept_copy(gguf_weights(name)) / "config.json").is_file()
 
 
 def check_teacher(teacher: str | None) -> None:

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from schemas.errors import SpecError
 from schemas.student import FromScratch, LayerCut
-from schemas.weights import SMOLLM2, gguf_weights
 from training.aligned import Aligned, aligned
-from training.students import Student, config_of, is_seq2seq, kept_copy, pretrained, tokenizer_of
+from training.students import Student, config_of, is_seq2seq, is_unread, pretrained, tokenizer_of
 
 # Texts whose tokens tell tokenizers apart that look alike: spaces, digits, accents, code, an emoji, other scripts.
 PROBES = (
@@ -50,7 +49,7 @@ def check_comparable(student: FromScratch | LayerCut | str, name: str | None) ->
     """`SpecError` as in `load_teacher`, before anything is started. Reads tokenizers and configurations, no weights; of
     a GGUF file that was never converted, which takes long, nothing: its training tells."""
     source = student.source if isinstance(student, LayerCut) else student
-    if name is None or name == source or any(_is_unread(one) for one in (name, source)):
+    if name is None or name == source or any(isinstance(one, str) and is_unread(one) for one in (name, source)):
         return
     if isinstance(source, FromScratch):
         _require_kind(name, bool(config_of(name).is_encoder_decoder), is_seq2seq(source))
@@ -59,11 +58,6 @@ def check_comparable(student: FromScratch | LayerCut | str, name: str | None) ->
         name, tokenizer_of(name), config_of(name),
         Student(SimpleNamespace(config=config_of(source)), tokenizer_of(source, "student")),
     )  # fmt: skip
-
-
-def _is_unread(name: FromScratch | str) -> bool:
-    is_gguf = isinstance(name, str) and (name == SMOLLM2 or name.endswith(".gguf"))
-    return is_gguf and not (kept_copy(gguf_weights(str(name))) / "config.json").is_file()
 
 
 def _require_kind(name: str, seq2seq: bool, student: bool) -> None:

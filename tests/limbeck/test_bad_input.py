@@ -16,7 +16,9 @@ import limbeck as api
 from limbeck.cli import app
 from limbeck.spec_file import load_job
 from schemas.errors import LimbeckError, SpecError
+from schemas.student import Scratch
 from services.cluster import connect
+from training.students import from_scratch, train_tokenizer
 
 Write = Callable[..., Path]
 
@@ -281,6 +283,39 @@ def test_training_on_data_that_is_missing_or_lacks_a_field(jsonl: Write, tmp_pat
     assert "absent field 'response'" in refused("train", spec, "--out", tmp_path / "out")
     spec.write_text("student: {scratch: {}}\n")
     assert "data is required" in refused("train", spec, "--out", tmp_path / "out")
+
+
+ICL = {"objective": {"name": "icl", "soft": False}}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "sections", "lacks"),
+    [
+        ("cot", {"train": {"student": {"scratch": {}}, **ICL}}, "output"),
+        ("cot", {"train": {"student": {"scratch": {}}}, "evaluate": ICL}, "output"),
+        ("cot", {"train": {"student": {"scratch": {}}, "data": {"form": "alpaca"}}}, "instruction"),
+        ("instruct", {"train": {"student": {"scratch": {}}, "objective": "step_by_step"}}, "input"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_student_that_needs_what_a_run_will_not_hold_is_told_before_anything_is_paid(
+    job: Write, questions: Path, pipeline: str, sections: dict[str, Any], lacks: str
+) -> None:
+    with pytest.raises(SpecError, match=f"the run's dataset: absent field '{lacks}'"):
+        api.plan(load_job(job(questions, pipeline=pipeline, **sections), []))
+    asked = {"evaluate": {"objective": {"name": "step_by_step"}}} if pipeline == "cot" else {}
+    api.plan(load_job(job(questions, pipeline=pipeline, train={"student": {"scratch": {}}}, **asked), []))
+
+
+def test_a_chat_template_that_is_not_there_is_told_before_anything_is_paid(
+    job: Write, questions: Path, tmp_path: Path
+) -> None:
+    made = from_scratch(Scratch(), train_tokenizer(["a"], 300))
+    made.model.save_pretrained(tmp_path / "made")
+    made.tokenizer.save_pretrained(tmp_path / "made")
+    train = {"student": str(tmp_path / "made"), "data": {"template": "chat"}}
+    with pytest.raises(SpecError, match=r"data\.template: chat, but the student's tokenizer has none"):
+        api.plan(load_job(job(questions, train=train), []))
 
 
 def test_a_student_folder_of_ones_own_is_left_alone(jsonl: Write, tmp_path: Path) -> None:
