@@ -66,7 +66,8 @@ def test_draws_follow_the_distribution_and_the_mix() -> None:
     cold = Draws(range(500), 0.05, 4)
     assert set(cold(torch.zeros(500, 1, dtype=torch.long), scores[:500]).argmax(-1).tolist()) == {0}
     prompt = torch.tensor([[5, 6, 7]])
-    theirs = teacher.model(prompt).logits[0, -1].softmax(-1)
+    with torch.no_grad():
+        theirs = teacher.model(prompt).logits[0, -1].softmax(-1)
     inputs = {"input_ids": prompt.repeat(6000, 1), "attention_mask": torch.ones(6000, 3, dtype=torch.long)}
     mixed = Draws(range(6000), 1.0, len(theirs), teacher.model, 0.5, inputs)
     uniform = torch.zeros(6000, len(theirs))
