@@ -18,7 +18,7 @@ from training.aligned import aligned
 from training.divergences import forward_kl, reverse_kl, wide
 from training.evaluate import batches, responses, rouge_l
 from training.examples import Pair, stream_examples
-from training.held_out import held_out_by, held_out_numbers
+from training.held_out import asked_numbers
 from training.kshot import in_context
 from training.rows import TokenRow, token_rows
 from training.scores import Interval, calibration_error, distinct, exact_match, interval, value_match
@@ -72,8 +72,7 @@ def chosen(spec: EvaluationSpec, student: Student, prefix: str = "") -> tuple[li
     """What is asked, drawn by seed, with the student's own prefix, and its rows of tokens; too long prompts are left
     out, and rows that a student has learned."""
     count = sum(1 for _ in stream_examples(spec.data, spec.objective))
-    kept = held_out_by(spec)
-    numbers = range(count) if kept is None else sorted(held_out_numbers(count, kept.fraction, kept.seed, kept.rows))
+    numbers = asked_numbers(spec, count)
     picked = set(random.Random(spec.seed).sample(numbers, min(spec.rows, len(numbers))))
     bare = spec.objective
     if isinstance(bare, StepByStep):

@@ -14,7 +14,7 @@ from schemas.student import TrainingSpec
 from training.aligned import aligned, positions
 from training.divergences import forward_kl, reverse_kl
 from training.examples import Pair
-from training.rows import Collator, TokenRow, prompt_text
+from training.rows import Collator, TokenRow, padded, prompt_ids
 from training.students import Student
 from training.teacher import Teacher
 
@@ -75,17 +75,15 @@ def responses(
         torch.manual_seed(seed)
         drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     tokenizer, model = student.tokenizer, student.model.eval()
-    tokenizer.padding_side = "right" if student.seq2seq else "left"
-    tokenizer.truncation_side = "left" if cut_prompts else tokenizer.padding_side  # a decoder goes on from the end
     longest = min(max_length, positions(model) - 1)
+    kept = (
+        slice(-longest, None) if cut_prompts or not student.seq2seq else slice(longest)
+    )  # a decoder goes on from the end
+    prompts = [ids[kept] for ids in prompt_ids(pairs, tokenizer, template, student.seq2seq)]
     written: list[str] = []
     with torch.inference_mode():
-        for start in range(0, len(pairs), BATCH):
-            prompts = [prompt_text(pair, tokenizer, template) for pair in pairs[start : start + BATCH]]
-            encoded = tokenizer(
-                prompts, return_tensors="pt", padding=True, truncation=True, max_length=longest,
-                add_special_tokens=student.seq2seq and template is None, return_token_type_ids=False,
-            ).to(model.device)  # fmt: skip
+        for start in range(0, len(prompts), BATCH):
+            encoded = padded(prompts[start : start + BATCH], tokenizer.pad_token_id, model.device, not student.seq2seq)
             room = positions(model) - encoded["input_ids"].shape[1]
             out = model.generate(
                 **encoded, **drawn, max_new_tokens=min(tokens, room), pad_token_id=tokenizer.pad_token_id,
@@ -93,7 +91,6 @@ def responses(
             )  # fmt: skip
             new = out if student.seq2seq else out[:, encoded["input_ids"].shape[1] :]
             written += tokenizer.batch_decode(new, skip_special_tokens=True)
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
     return written
 
 

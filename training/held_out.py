@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,12 @@ def held_out_numbers(count: int, fraction: float, seed: int, most: int) -> set[i
     """Which of `count` examples are held out, drawn by seed: at least one, at most `most`, and never all."""
     held = min(count - 1, most, max(1, round(fraction * count)))
     return set(random.Random(seed).sample(range(count), held))
+
+
+def asked_numbers(spec: EvaluationSpec, count: int) -> Sequence[int]:
+    """Which of the `count` examples of an evaluation's data none of its students has learned, ascending."""
+    kept = held_out_by(spec)
+    return range(count) if kept is None else sorted(held_out_numbers(count, kept.fraction, kept.seed, kept.rows))
 
 
 class HeldOut(NamedTuple):

@@ -16,6 +16,7 @@ from training.data import mapped_rows
 from training.divergences import wide
 from training.evaluate import batches
 from training.examples import Pair, episode_prompt
+from training.held_out import asked_numbers
 from training.rows import token_rows
 from training.scores import Interval, calibration_error, interval, macro_f1, vote
 from training.students import Student
@@ -25,16 +26,17 @@ def in_context(spec: EvaluationSpec, student: Student) -> dict[str, Interval]:
     """`accuracy`, `macro_f1` and `option_calibration_error` of rows with options; {} where the objective has none.
 
     Options are ranked by their mean log-probability a token, as MetaICL does. With `k_shot`, k demonstrations are drawn
-    several times and the answers vote; else each row's own demonstrations stand before it.
+    several times and the answers vote; else each row's own demonstrations stand before it. Of data that a student
+    learned from only what it held out is asked, but any other row may be shown.
     """
     if not isinstance(spec.objective, Icl):
         return {}
     rows = [row for _, row in mapped_rows(spec.data, ("input", "output"), ("id", "demonstrations", "options", "task"))]
-    rows = [row for row in rows if row.get("options")]
-    if not rows:
+    asked_of = [rows[number] for number in asked_numbers(spec, len(rows)) if rows[number].get("options")]
+    if not asked_of:
         return {}
     rng = random.Random(spec.seed)
-    queries = rng.sample(rows, min(spec.rows, len(rows)))
+    queries = rng.sample(asked_of, min(spec.rows, len(asked_of)))
     pool = _pool(spec.k_shot, rows)
     answers, sure = [], []
     for query in queries:

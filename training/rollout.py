@@ -17,7 +17,7 @@ from training.aligned import aligned, positions
 from training.divergences import wide
 from training.examples import MAIN
 from training.objectives import returns_of
-from training.rows import BLANK, IGNORED, Collator, TokenRow
+from training.rows import BLANK, IGNORED, Collator, TokenRow, padded
 from training.teacher import Teacher
 
 
@@ -80,7 +80,7 @@ def sample(
 ) -> list[list[int]]:  # fmt: skip
     """A response in tokens to each prompt: it ends with the end-of-sequence token, or is cut."""
     most = min(positions(model) for model in (writer, teacher) if model is not None)
-    encoded = padded_left([prompt[-(most - 1) :] for prompt in prompts], pad, writer.device)
+    encoded = padded([prompt[-(most - 1) :] for prompt in prompts], pad, writer.device)
     room = most - encoded["input_ids"].shape[1]
     draws = Draws(seeds, spec.temperature, vocabulary, teacher, share, encoded)
     was_training = writer.training
@@ -95,14 +95,6 @@ def sample(
     writer.train(was_training)
     start = 1 if writer.config.is_encoder_decoder else encoded["input_ids"].shape[1]
     return [row[: row.index(eos) + 1] if eos in row else row for row in out[:, start:].tolist()]
-
-
-def padded_left(prompts: Sequence[list[int]], pad: int, device: Any) -> dict[str, Tensor]:
-    """input_ids and attention_mask of B x the longest prompt."""
-    width = max(map(len, prompts))
-    ids = [[pad] * (width - len(p)) + list(p) for p in prompts]
-    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
 def prompt_of(row: TokenRow, seq2seq: bool) -> list[int]:

@@ -53,6 +53,25 @@ def prompt_text(pair: Pair, tokenizer: Any, template: str | None) -> str:
     return text
 
 
+def prompt_ids(pairs: Sequence[Pair], tokenizer: Any, template: str | None, seq2seq: bool) -> list[list[int]]:
+    """Prompts in tokens. Without a template, which says it all, they begin as the tokenizer begins a text (Llama's and
+    Gemma's with a token of its own); only an encoder's end as it ends one."""
+    if not pairs:
+        return []
+    texts, plain = [prompt_text(pair, tokenizer, template) for pair in pairs], template is None
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=plain and seq2seq)["input_ids"]
+    start = beginning(tokenizer) if plain and not seq2seq else []
+    return [[*start, *ids] for ids in found] if start else found
+
+
+def beginning(tokenizer: Any) -> list[int]:
+    """What a tokenizer puts before a text."""
+    whole, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    at = next((at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare), 0)
+    found: list[int] = whole[:at]
+    return found
+
+
 def token_rows(
     pairs: Sequence[Pair], tokenizer: Any, max_length: int, template: str | None, seq2seq: bool,
     cut_prompts: bool = False,
@@ -61,8 +80,7 @@ def token_rows(
     prompt at its beginning where `cut_prompts`, as befits one whose demonstrations come first."""
     if not pairs:
         return [], 0
-    texts = [prompt_text(pair, tokenizer, template) for pair in pairs]
-    prompts = tokenizer(texts, add_special_tokens=template is None and seq2seq)["input_ids"]
+    prompts = prompt_ids(pairs, tokenizer, template, seq2seq)
     responses = tokenizer([pair.response for pair in pairs], add_special_tokens=False)["input_ids"]
     rows, left_out = [], 0
     for pair, asked, answered in zip(pairs, prompts, responses, strict=True):
@@ -220,6 +238,17 @@ def _padded(lists: Sequence[Sequence[int]], value: int) -> Any:
 
     width = max(map(len, lists))
     return torch.tensor([[*x, *[value] * (width - len(x))] for x in lists])
+
+
+def padded(prompts: Sequence[Sequence[int]], pad: int, device: Any, left: bool = True) -> dict[str, Any]:
+    """input_ids and attention_mask of B x the longest prompt, for a model to go on from."""
+    import torch
+
+    width = max(map(len, prompts))
+    blank = [[0] * (width - len(prompt)) for prompt in prompts]
+    ids = [[pad] * len(b) + [*p] if left else [*p] + [pad] * len(b) for b, p in zip(blank, prompts, strict=True)]
+    mask = [b + [1] * len(p) if left else [1] * len(p) + b for b, p in zip(blank, prompts, strict=True)]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
 def _apart(bins: Sequence[Bin]) -> dict[str, Any]:

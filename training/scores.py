@@ -4,7 +4,6 @@ import ast
 import math
 import operator
 import re
-import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -22,7 +21,14 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.USub: operator.neg, ast.UAdd: operator.pos,
 }  # fmt: skip
-EXPRESSION = re.compile(r"[-+(]?\s*[\d.][\d\s.,+\-*/()]*")
+# 1,234.5; 5 000; 1.000.000; 1e5; 3 1/2. Numbers beside each other are two, unless an operator stands between them.
+GROUPED = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:\.\d+)?|\d{1,3}(?:\.\d{3}){2,}"
+NUMBER = rf"(?<![\d.])(?:(?:{GROUPED})(?!\d)|\d+ \d+/\d+(?![\d/])|(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?)"
+# The brackets and spaces around one are counted: a text of 100 kB of them must not take a quadratic time.
+EXPRESSION = re.compile(
+    rf"[-+(\t ]{{0,9}}{NUMBER}[)\t ]{{0,9}}(?:(?:\*\*|[-+*/])[-+(\t ]{{0,9}}{NUMBER}[)\t ]{{0,9}})*"
+)
+EDGES = ".,;:!?\"'`*()[]{}<> "
 
 
 class Interval(NamedTuple):
@@ -59,8 +65,8 @@ def _bootstrap(rows: Array, statistic: Callable[[Array], Array]) -> Interval:
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation at its ends or double spaces."""
-    return " ".join(text.lower().split()).strip(string.punctuation + " ")
+    """Lower case, without double spaces, and without the punctuation at its ends that says nothing: -, $ and % stay."""
+    return " ".join(text.lower().split()).strip(EDGES)
 
 
 def exact_match(written: str, reference: str) -> float:
@@ -73,14 +79,32 @@ def value_of(text: str) -> Fraction | None:
     Parsed, never evaluated as code: only + - * / of numbers are known.
     """
     for found in reversed(EXPRESSION.findall(text.replace("$", "").replace("%", ""))):
-        written = re.sub(r"(?<=\d),(?=\d{3}\b)", "", found).strip().rstrip(".,+-*/( ")
-        if not any(c.isdigit() for c in written) or len(written) > 2 * MOST_DIGITS:
+        if len(found) > 2 * MOST_DIGITS:
             continue
         try:
-            return _valued(ast.parse(written, mode="eval").body)
+            return _valued(ast.parse(_balanced(re.sub(NUMBER, _plain, found).strip()), mode="eval").body)
         except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, KeyError):
             continue
     return None
+
+
+def _plain(found: re.Match[str]) -> str:
+    """A number as Python writes it: without its groups, a mixed fraction as a sum."""
+    text = found.group()
+    if "/" in text:
+        return "(" + text.replace(" ", "+") + ")"
+    if text.count(".") > 1:
+        text = text.replace(".", "")
+    return text.replace(" ", "").replace(",", "").lstrip("0") or "0"
+
+
+def _balanced(text: str) -> str:
+    """Without brackets at its ends that nothing closes or opens, as around `(100`."""
+    while text.count("(") > text.count(")") and text.startswith("("):
+        text = text[1:].strip()
+    while text.count(")") > text.count("(") and text.endswith(")"):
+        text = text[:-1].strip()
+    return text
 
 
 def _valued(node: ast.AST) -> Fraction:

@@ -182,7 +182,9 @@ def test_a_cut_model_keeps_evenly_spaced_layers_and_still_generates() -> None:
     cut_layers(model, 3)
     assert list(model.model.layers) == [originals[0], originals[3], originals[6]]
     made = Student(model, student("llama").tokenizer)
+    before = made.tokenizer.backend_tokenizer.to_str()
     assert len(responses(made, PAIRS, None, 64)) == 3
+    assert made.tokenizer.backend_tokenizer.to_str() == before  # it is saved with the student: no cut, no padding
 
 
 def test_an_encoder_decoder_is_cut_on_both_sides_and_loads_again(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -228,3 +229,21 @@ def test_ids_that_stand_twice_are_told_apart(jsonl: Callable[..., Path]) -> None
     odd = jsonl([{"id": name, "prompt": "q", "response": "r"} for name in ("a", "a", "a#2")])
     records = [one.record for (one,) in list_of(TrainingData(path=str(odd)), Sft())]
     assert len(set(records)) == 3 and records[:2] == ["a", "a#2"]
+
+
+def test_a_prompt_begins_as_the_tokenizer_begins_a_text() -> None:
+    """As Llama's and Gemma's do: who asks the student later gets that token, too. A chat template says it itself."""
+    plain, marked = (train_tokenizer(["Say hello. Hello people!"], 300) for _ in range(2))
+    marked.add_special_tokens({"bos_token": "<s>"})
+    marked.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", marked.bos_token_id), ("</s>", marked.eos_token_id)]
+    )
+    marked.chat_template = "{% for m in messages %}<s>{{ m.content }}{% endfor %}"
+    pairs = [Pair("Say hello.", " Hello!")]
+    (bare,), _ = token_rows(pairs, plain, 64, None, False)
+    (row,), _ = token_rows(pairs, marked, 64, None, False)
+    (chat,), _ = token_rows(pairs, marked, 64, "chat", False)
+    assert row.input_ids == chat.input_ids == [marked.bos_token_id, *bare.input_ids]
+    assert row.labels == [-100, *bare.labels]
+    (read,), _ = token_rows(pairs, marked, 64, None, True)
+    assert read.input_ids[-1] == marked.eos_token_id and read.input_ids[0] == marked.bos_token_id

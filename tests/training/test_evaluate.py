@@ -159,6 +159,21 @@ def test_of_data_that_a_student_learned_only_what_it_held_out_is_asked(
         held_out_by(spec)
 
 
+def test_in_context_too_only_what_was_held_out_is_asked(three: dict[str, str], jsonl: Callable[..., Path]) -> None:
+    held = held_out_numbers(10, 0.2, 3, 100)
+    rows = [
+        {"input": f"What is {n}?", "output": " no" if n in held else " yes", "options": [" yes", " yes"]}
+        for n in range(10)
+    ]
+    data = jsonl(rows)
+    spec = EvaluationSpec.model_validate(
+        spec_of(three, data, objective={"name": "icl", "soft": False}, k_shot={"k": 2, "draws": 1}, seeds=[])
+    )
+    assert judged(spec, "good")["metrics"]["accuracy"][0] == pytest.approx(0.8)
+    learned(three["good"], data)
+    assert judged(spec, "good")["metrics"]["accuracy"][0] == 0.0
+
+
 def test_prompts_are_written_as_when_a_student_learned(three: dict[str, str], jsonl: Callable[..., Path]) -> None:
     data = jsonl([{"prompt": "Say yes.", "response": "Yes."}] * 2)
     made_of = {"data": "", "train": {"data": {"template": "chat"}, "objective": {"name": "sft"}}}

@@ -24,6 +24,9 @@ from training.scores import (
         ("So the answer is 42.", 42), ("(3 + 4) * 2", 14), ("10 - 2 = 8", 8), ("$1,234.50", Fraction("1234.5")),
         ("about 3/4 of it", Fraction(3, 4)), ("-7", -7), ("first 3, then 5", 5), ("none at all", None), ("1/0", None),
         ("9**9**9", None), ("1" * 500, None), ("", None), ("costs 1,000,000 dollars", 1_000_000),
+        ("10.\n\n2. The next", 2), ("42 (100%)", 100), ("3, 4", 4), ("1. 42", 42), ("x = 5, y = 6,7", 7),
+        ("5 000", 5000), ("1.000.000", 1_000_000), ("3 1/2", Fraction(7, 2)), ("1e5", 100_000), ("007", 7),
+        ("18. 3 friends", 3), ("((1 + 2) * 3", 9), ("2**8", None), ("( " * 50_000 + "7", 7), ("1 " * 50_000, 1), ("(" * 100_000, None),
     ],
 )  # fmt: skip
 def test_the_value_of_a_text(text: str, value: int | Fraction | None) -> None:
@@ -43,6 +46,7 @@ def test_a_number_is_read_as_it_was_written(whole: int, part: int) -> None:
 
 
 def test_matches() -> None:
+    assert exact_match("-5", "5") == exact_match("50%", "50") == exact_match("$5", "5") == 0.0
     assert exact_match(" Paris. ", "paris") == 1.0 and exact_match("in Paris", "paris") == 0.0
     assert value_match("it is (2+3)*2", "10") == 1.0 and value_match("9", "10") == 0.0
     assert value_match("anything", "no number") is None
