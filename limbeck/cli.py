@@ -248,7 +248,7 @@ def train(
     """
 
     def work() -> None:
-        from limbeck.progress import TrainingProgress
+        from limbeck.progress import TrainingProgress, metric_lines
         from limbeck.spec_file import load_training
         from schemas.student import advice
 
@@ -264,9 +264,9 @@ def train(
         else:
             with TrainingProgress() as watch:
                 metrics = jobs.train(loaded, place, address=address, watch=watch, stopping=stop, ready=stop.install)
-        for name, value in metrics.items():
-            print(f"{name:18} {value:,.4f}" if isinstance(value, float) else f"{name:18} {value}")
-        print(f"{'student':18} {out / 'student'}")
+        for line in metric_lines(metrics):
+            print(line)
+        print(f"{'student':21} {out / 'student'}")
 
     guarded(work, debug)
 
@@ -316,6 +316,9 @@ def evaluate(
         from rich.console import Console
 
         Console(width=max(80, Console().width)).print(comparison(found, out))
+        for name, one in found.items():
+            for line in one["notes"]:
+                print(f"note: {name}: {line}", file=sys.stderr)
 
     guarded(work, debug)
 

@@ -1,5 +1,6 @@
 """`limbeck evaluate`, and the evaluation of a job: check, judge every student, write the page."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from limbeck.columns import check_run_columns
 from limbeck.spec_file import Evaluation, spec_of
+from pipelines.rundir import require_folder
 from schemas.errors import SpecError, refused_as_spec
 from schemas.evaluation import EvaluationSpec, JobEvaluation
 from schemas.job import JobSpec
@@ -36,43 +38,49 @@ def evaluate(
         check_data(spec.data, spec.objective)
         check_models(spec)
         held_out_by(spec)
-        if Path(out).exists() and not Path(out).is_dir():
-            raise SpecError(f"--out {out}: it is a file", "name a folder")
+        require_folder(Path(out))
         cluster.check_address(address)
     with cluster.connected(address):
         ready()
         return compare(spec, Path(out).absolute(), watch, stopping)
 
 
-def check_models(spec: EvaluationSpec | JobEvaluation) -> None:
-    """`SpecError` where a student or the teacher is not there, or their words are not the same."""
+def check_models(spec: EvaluationSpec | JobEvaluation, own: TrainingSpec | None = None) -> None:
+    """`SpecError` where a student or the teacher is not there or reads too little, no student speaks in the teacher's
+    words, or lm-eval is asked for and not installed. `own`: how a student of the job's own is trained."""
     from training.students import check_student, check_teacher
 
-    check_teacher(spec.teacher)
-    for name, student in spec.students.items():
-        check_student(student, None)
-        _check_words(name, student, spec.teacher)
+    check_teacher(spec.teacher, spec.max_length)
+    for student in spec.students.values():
+        check_student(student, None, spec.max_length)
+    told = [_other_words(student, spec.teacher) for student in spec.students.values()]
+    told += [] if own is None else [_own_words(own, spec.teacher)]
+    if (first := next(iter(told), None)) is not None and all(told):
+        raise first
+    if spec.lm_eval and importlib.util.find_spec("lm_eval") is None:
+        raise SpecError("lm_eval: the package is not installed", "pip install 'limbeck[lm-eval]'")
 
 
-def _check_words(name: str, student: FromScratch | LayerCut | str, teacher: str | None) -> None:
+def _other_words(student: FromScratch | LayerCut | str, teacher: str | None) -> SpecError | None:
+    """Why a student and a teacher cannot be compared token by token."""
     from training.teacher import check_comparable
 
     try:
         check_comparable(student, teacher)
     except SpecError as error:
-        raise SpecError(f"students.{name}: {error.message}", "leave teacher out, or compare those alone") from None
+        return SpecError(error.message, "leave teacher out, or name one of a student's own tokenizer")
+    return None
 
 
-def _check_own_words(train: TrainingSpec, teacher: str | None) -> None:
+def _own_words(train: TrainingSpec, teacher: str | None) -> SpecError | None:
     """The same of the student that a job trains: one from scratch speaks as its teacher does."""
     words = train.teacher if isinstance(train.student, FromScratch) else train.student
-    if words is not None:
-        _check_words("student", words, teacher)
-    elif teacher is not None:
-        raise SpecError(
-            f"evaluate.teacher: {teacher}, but a student from scratch has words of its own",
-            "set train.teacher, whose tokenizer it takes, or leave evaluate.teacher out",
-        )
+    if words is not None or teacher is None:
+        return None if words is None else _other_words(words, teacher)
+    return SpecError(
+        f"evaluate.teacher: {teacher}, but a student from scratch has words of its own",
+        "set train.teacher, whose tokenizer it takes, or leave evaluate.teacher out",
+    )
 
 
 def check_of_job(spec: JobSpec) -> None:
@@ -81,9 +89,7 @@ def check_of_job(spec: JobSpec) -> None:
 
     if spec.evaluate is None:
         return
-    check_models(spec.evaluate)
-    if spec.train is not None:
-        _check_own_words(spec.train, spec.evaluate.teacher)
+    check_models(spec.evaluate, spec.train)
     data, own = spec.evaluate.data or TrainingData(), spec.train.objective if spec.train is not None else Sft()
     objective = spec.evaluate.objective if "objective" in spec.evaluate.model_fields_set else own
     if data.path is not None or data.run is not None:

@@ -13,7 +13,7 @@ from limbeck.columns import check_run_columns
 from limbeck.evaluation import check_of_job, evaluate_job, is_evaluated
 from limbeck.spec_file import Job, Training, spec_of
 from pipelines.estimate import Estimate, estimate
-from pipelines.rundir import RunDirectory, differences, locked
+from pipelines.rundir import RunDirectory, differences, locked, require_folder
 from pipelines.runner import Run, Watch
 from schemas.errors import UNFORESEEN, Interrupted, LimbeckError, SpecError, refused_as_spec
 from schemas.job import JobSpec
@@ -164,7 +164,7 @@ def _check_models(spec: TrainingSpec) -> None:
     from training.teacher import check_comparable
 
     check_student(spec.student, spec.data, spec.max_length)
-    check_teacher(spec.teacher)
+    check_teacher(spec.teacher, spec.max_length)
     check_comparable(spec.student, spec.teacher)
 
 
@@ -258,27 +258,41 @@ def _learns_how(spec: TrainingSpec) -> dict[str, Any]:
 
 
 def _unfinished(place: Path, made_of: dict[str, Any]) -> list[str]:
-    """How the training whose checkpoints are in `place` differs from one that is made of this; its rows apart. Without
-    a checkpoint there is nothing to lose."""
-    return _differs(place, made_of) if any(place.glob("checkpoint-*")) else []
+    """How the training whose checkpoints are in `place` differs from one that is made of this. Without a checkpoint
+    there is nothing to lose."""
+    return _differs(place / "made_of.json", made_of) if any(place.glob("checkpoint-*")) else []
 
 
-def _differs(place: Path, made_of: dict[str, Any]) -> list[str]:
-    """How the training that is kept in `place` differs from one that is made of this; its rows apart."""
+def _differs(kept: Path, made_of: dict[str, Any]) -> list[str]:
+    """How what a training was made of, as the file `kept` says, differs from this; nothing where there is no file."""
     try:
-        earlier = json.loads((place / "made_of.json").read_text())
-    except (OSError, ValueError):
+        earlier = json.loads(kept.read_text())
+        ways = [{**one["train"], "checkpoints": None} for one in (earlier, made_of)]
+        changed = differences(*ways, "train")
+        changed += ["the weights of student or teacher are others"] if earlier["models"] != made_of["models"] else []
+        return changed + (["the rows of the data are others"] if earlier["data"] != made_of["data"] else [])
+    except (OSError, ValueError, KeyError, TypeError):
         return []
-    ways = [{**one, "data": None, "train": {**one["train"], "checkpoints": None}} for one in (earlier, made_of)]
-    return differences(*ways)
+
+
+def _require_no_other(student: Path, made_of: dict[str, Any]) -> None:
+    """`SpecError` where a student of another spec, or something else, would be replaced."""
+    if not student.exists():
+        return
+    if not (student / TRAINED_ON).is_file():
+        raise SpecError(f"{student} is there and no student of ours", "choose another --out; nothing was touched")
+    if changed := _differs(student / TRAINED_ON, made_of):
+        raise SpecError(
+            f"{student} was made by another spec: {'; '.join(changed[:3])}",
+            "choose another --out, or remove that folder; nothing was touched",
+        )
 
 
 def _claim(place: Path, made_of: dict[str, Any]) -> None:
     """Make sure that checkpoints in `place` are of a training that is made of just this: others are dropped."""
     kept = place / "made_of.json"
-    with suppress(FileNotFoundError, ValueError):
-        if not _differs(place, made_of) and json.loads(kept.read_text())["data"] == made_of["data"]:
-            return
+    if kept.is_file() and not _differs(kept, made_of):
+        return
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     kept.write_text(json.dumps(made_of) + "\n")
@@ -307,11 +321,10 @@ def train(
         check_data(spec.data, spec.objective)
         if spec.fine_tune_teacher is None:
             check_cache(spec)
-        student = Path(out) / "student"
-        if student.exists() and not (student / "metrics.json").is_file():
-            raise SpecError(f"{student} is there and no student of ours", "choose another --out; nothing was touched")
-        Path(out).absolute().mkdir(parents=True, exist_ok=True)
-    made_of, built = made_of or origin_of(spec), Path(out).absolute() / ".work" / "student"
+        made_of, built = made_of or origin_of(spec), Path(out).absolute() / ".work" / "student"
+        if keeps:
+            _require_no_other(Path(out) / "student", made_of)
+        require_folder(Path(out))
     with locked(Path(out).absolute() / ".train.lock"):
         if _metrics_of(built, made_of) is not None:  # killed before it was put in its place
             return publish(built, Path(out).absolute() / "student")
@@ -319,7 +332,7 @@ def train(
         if keeps and (changed := _unfinished(place, made_of)):
             raise SpecError(
                 f"{place} holds an unfinished training of another spec: {'; '.join(changed[:3])}",
-                "go on with that spec, choose another --out, or remove that folder to begin anew",
+                "go on as it was, choose another --out, or remove that folder to begin anew",
             )
         _claim(place, made_of)
         cluster.check_address(address)

@@ -5,6 +5,7 @@ import datetime
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,17 @@ def training_line(now: dict[str, Any]) -> str:
     if now["step"] >= now["steps"]:
         return f"trained {now['steps']} steps at {speed}; measuring, saving"
     return f"step {now['step']}/{now['steps']}, loss {now['loss']:.3f}, {speed}"
+
+
+def metric_lines(metrics: dict[str, Any]) -> Iterator[str]:
+    """A student's metrics in words, each with its interval where it has one."""
+    for name, value in metrics.items():
+        if name.endswith(("_low", "_high")):
+            continue
+        shown = f"{value:,.4f}" if isinstance(value, float) else str(value)
+        if f"{name}_low" in metrics:
+            shown += f"  [{metrics[f'{name}_low']:,.4f}, {metrics[f'{name}_high']:,.4f}]"
+        yield f"{name:21} {shown}"
 
 
 class TrainingProgress:

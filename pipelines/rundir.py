@@ -208,6 +208,18 @@ def _loaded(path: Path) -> JobSpec:
         raise SpecError(f"{path} is not a job spec of this version", ANEW) from None
 
 
+def require_folder(place: Path) -> None:
+    """Make the folder of an --out. `SpecError` where nothing can be written there."""
+    if place.exists() and not place.is_dir():
+        raise SpecError(f"--out {place}: it is a file", "name a folder")
+    try:
+        place.absolute().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"--out {place}: {error.strerror}", "name a folder that can be written to") from None
+    if not os.access(place, os.W_OK):
+        raise SpecError(f"--out {place}: nothing can be written there", "name another folder")
+
+
 def differences(before: Any, now: Any, path: str = "") -> list[str]:
     """`key: was X, is Y` for every leaf that differs."""
     if isinstance(before, dict) and isinstance(now, dict):

@@ -68,4 +68,6 @@ def refused_as_spec() -> Iterator[None]:
     except UNFORESEEN as error:
         lines = str(error).strip().splitlines()
         what = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+        if isinstance(error, OSError) and error.filename:
+            what = f"{error.filename}: {error.strerror or type(error).__name__}"
         raise SpecError(what, "--debug shows where it comes from") from error

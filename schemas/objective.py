@@ -42,7 +42,7 @@ class Icl(Strict):
     """In-context distillation (arXiv 2212.10670): hard labels fade into the teacher's soft ones, linearly."""
 
     name: Literal["icl"]
-    soft: bool = Field(True, description="learn from option_probs, or from the teacher where the data has none")
+    soft: bool = Field(True, description="learn from option_probs, the teacher's probability of each option")
     hard_from: Share = Field(1.0, description="weight of the hard labels at the first step")
     hard_to: Share = Field(0.0, description="weight of the hard labels at the last step")
     delimiter: str = Field("\n\n\n", description="between demonstrations")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from schemas.errors import LimbeckError
+from schemas.errors import LimbeckError, SpecError
 from schemas.evaluation import EvaluationSpec
 from schemas.objective import Icl, StepByStep
 from schemas.student import TRAINED_ON
@@ -31,25 +31,28 @@ GRAMS = (1, 2, 4)
 
 
 def judged(spec: EvaluationSpec, name: str) -> dict[str, Any]:
-    """{"metrics": {name: [mean, low, high]}, "samples": [{"prompt", "reference", "written"}], "rows", "parameters"} of
-    the student `name`."""
+    """{"metrics": {name: [mean, low, high]}, "samples": [{"prompt", "reference", "written"}], "rows", "parameters",
+    "notes"} of the student `name`."""
     spec, prefix = as_taught(spec, name)
     student = pretrained(spec.students[name])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    student.model.to(device).eval()
+    student.model.to(device)
     pairs, rows = chosen(spec, student, prefix)
-    metrics = on_tokens(student, rows)
+    metrics, notes = on_tokens(student, rows), []
     if spec.teacher is not None:
-        teacher = load_teacher(spec.teacher, student)
-        teacher.model.to(device)
-        metrics |= beside_teacher(student, teacher, rows)
-        del teacher
+        try:
+            teacher = load_teacher(spec.teacher, student)
+            teacher.model.to(device)
+            metrics |= beside_teacher(student, teacher, rows)
+            del teacher
+        except SpecError as error:  # others can be compared with it
+            notes.append(f"no KL: {error.message}")
     written, scores = on_responses(spec, student, pairs)
     metrics |= scores | in_context(spec, student) | lm_eval(spec, student)
     shown = zip(pairs[:SHOWN], written[:SHOWN], strict=True)
     return {
         "metrics": {key: list(value) for key, value in metrics.items()}, "rows": len(rows),
-        "parameters": student.model.num_parameters(),
+        "parameters": student.model.num_parameters(), "notes": notes,
         "samples": [{"prompt": p.prompt, "reference": p.response, "written": text} for p, text in shown],
     }  # fmt: skip
 
@@ -93,6 +96,7 @@ def chosen(spec: EvaluationSpec, student: Student, prefix: str = "") -> tuple[li
 
 def on_tokens(student: Student, rows: Sequence[TokenRow]) -> dict[str, Interval]:
     """`loss`, nats a response token; `token_accuracy`; `calibration_error` of the next token, teacher-forced."""
+    student.model.eval()
     losses: list[float] = []
     counts: list[float] = []
     right: list[float] = []
@@ -125,6 +129,7 @@ def _by_row(values: torch.Tensor, owners: torch.Tensor, batch: dict[str, torch.T
 
 def beside_teacher(student: Student, teacher: Teacher, rows: Sequence[TokenRow]) -> dict[str, Interval]:
     """Forward and reverse KL, nats a response token."""
+    student.model.eval()
     forward: list[float] = []
     reverse: list[float] = []
     counts: list[float] = []

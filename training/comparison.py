@@ -1,17 +1,22 @@
 """Several students side by side: Ray tasks that judge them, and the page that shows it."""
 
+import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import Interrupted, LimbeckError
 from schemas.evaluation import EvaluationSpec
+from training.data import data_digest
 from training.held_out import held_out_by
 from training.loop import outcome_of
+from training.students import named_weights_digest
 
 POLL_S = 0.5
+JUDGED = ".judged"  # a folder beside the page
 TEXT = 1_500  # characters of a text that the page shows
 LESS_IS_BETTER = ("loss", "forward_kl", "reverse_kl", "calibration_error", "option_calibration_error")
 TITLES = {
@@ -46,17 +51,21 @@ def compare(
         share["num_gpus"] = 1
     task = ray.remote(**share)(_judge)
     told = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    asked = {task.remote(told, name): name for name in spec.students}
-    found: dict[str, dict[str, Any]] = {}
+    kept = _kept(spec, out / JUDGED)
+    found = {name: json.loads(place.read_text()) for name, place in kept.items() if place.is_file()}
+    asked = {task.remote(told, name): name for name in spec.students if name not in found}
     try:
         while waiting := [ref for ref, name in asked.items() if name not in found]:
             done, _ = ray.wait(waiting, timeout=POLL_S)
             for ref in done:
                 try:
                     found[asked[ref]] = outcome_of(ref)
+                    new = kept[asked[ref]].with_suffix(".new")
+                    new.write_text(json.dumps(found[asked[ref]]))
+                    new.replace(kept[asked[ref]])
                 except LimbeckError as error:
                     raise type(error)(f"{asked[ref]}: {error.message}", error.hint) from None
-                watch(len(found), len(asked))
+                watch(len(found), len(spec.students))
             if stopping():
                 raise Interrupted("interrupted while students were judged", "run the same command again")
     finally:
@@ -65,7 +74,20 @@ def compare(
                 ray.cancel(ref, force=True)
     ordered = {name: found[name] for name in spec.students}
     _write(spec, ordered, out, made_of)
+    shutil.rmtree(out / JUDGED)
     return ordered
+
+
+def _kept(spec: EvaluationSpec, folder: Path) -> dict[str, Path]:
+    """Where each student's figures are kept until all are judged; whoever is judged just so again has them already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    how = spec.model_dump(mode="json", by_alias=True, exclude={"students"})
+    shared = [how, data_digest(spec.data), held_out_by(spec)]
+    ways = {
+        name: [*shared, path, named_weights_digest([path, *([spec.teacher] if spec.teacher else [])])]
+        for name, path in spec.students.items()
+    }
+    return {n: folder / f"{hashlib.sha256(json.dumps(way).encode()).hexdigest()[:32]}.json" for n, way in ways.items()}
 
 
 def _judge(spec: dict[str, Any], name: str) -> dict[str, Any]:
@@ -94,7 +116,7 @@ def page(spec: EvaluationSpec, found: dict[str, dict[str, Any]]) -> str:
     place = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=place, autoescape=True).get_template("evaluation.html.j2")
     students = [
-        {"name": name, "path": spec.students[name], "parameters": one["parameters"], "rows": one["rows"]}
+        {"name": name, "path": spec.students[name], **{key: one[key] for key in ("parameters", "rows", "notes")}}
         for name, one in found.items()
     ]
     first = next(iter(found.values()))

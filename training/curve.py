@@ -22,7 +22,7 @@ def draw_curve(
         linewidth=1.4,
         label=f"training, {metrics['objective']}",
     )
-    last = losses[-1][0] if losses else 1
+    last = metrics.get("best_step") or (losses[-1][0] if losses else 1)
     ends = [metrics.get("loss_fine_tuned", metrics["loss_before"]), metrics["loss_after"]]
     if held_out:
         axes.plot(*zip(*held_out, strict=True), color="#b5533c", linewidth=1, marker=".", alpha=0.8)
@@ -34,7 +34,8 @@ def draw_curve(
     axes.set_xlim(left=-0.12 * last)  # room for the first label beside its point
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
-    axes.set_ylim(bottom=0)
+    if min([v for _, v in losses] + ends) >= 0:  # MiniLLM's loss is negative where a student gains by what it wrote
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -12,11 +12,10 @@ from torch.nn.functional import cross_entropy
 from schemas.objective import Icl
 from schemas.student import TrainingSpec
 from training.aligned import aligned, positions
-from training.divergences import forward_kl, reverse_kl
 from training.examples import Pair
 from training.rows import Collator, TokenRow, padded, prompt_ids
+from training.scores import Interval, interval
 from training.students import Student
-from training.teacher import Teacher
 
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 WORD = regex.compile(rf"[{UNSPACED}]|[\p{{L}}\p{{M}}\p{{N}}--[{UNSPACED}]]+", regex.VERSION1)
@@ -33,12 +32,6 @@ def batches(student: Student, rows: Sequence[TokenRow]) -> Iterator[dict[str, to
         yield {name: x.to(student.model.device) for name, x in batch.items() if isinstance(x, torch.Tensor)}
 
 
-def held_out_loss(student: Student, rows: Sequence[TokenRow]) -> float:
-    """Mean loss a response token, in nats."""
-    total, count = held_out_sums(student, rows)
-    return total / max(1, count)
-
-
 def held_out_sums(student: Student, rows: Sequence[TokenRow]) -> tuple[float, int]:
     """(the loss of all response tokens, in nats, how many they are)."""
     student.model.eval()
@@ -49,19 +42,6 @@ def held_out_sums(student: Student, rows: Sequence[TokenRow]) -> tuple[float, in
             total += float(cross_entropy(seen.logits.float(), seen.targets, reduction="sum"))
             count += len(seen.targets)
     return total, count
-
-
-def divergences(student: Student, teacher: Teacher, rows: Sequence[TokenRow]) -> tuple[float, float]:
-    """(forward, reverse) KL between teacher and student, nats a response token."""
-    student.model.eval()
-    forward, reverse, count = 0.0, 0.0, 0
-    with torch.inference_mode():
-        for batch in batches(student, rows):
-            ours, theirs = aligned(student.model, batch).cut(teacher.vocabulary).logits, teacher(batch).logits
-            forward += float(forward_kl(theirs, ours).sum())
-            reverse += float(reverse_kl(theirs, ours).sum())
-            count += len(ours)
-    return forward / max(1, count), reverse / max(1, count)
 
 
 def responses(
@@ -112,10 +92,9 @@ class Words:
         return [self._stem(word) if len(word) > 3 and word.isascii() else word for word in words]
 
 
-def held_out_rouge(student: Student, pairs: Sequence[Pair], spec: TrainingSpec) -> float:
+def held_out_rouge(student: Student, pairs: Sequence[Pair], spec: TrainingSpec) -> Interval:
     """ROUGE-L of the student's responses against the teacher's on the first `GENERATED_ROWS` held-out rows."""
     assert spec.data is not None
     shown, episodes = list(pairs[:GENERATED_ROWS]), isinstance(spec.objective, Icl)
     written = responses(student, shown, spec.data.template, spec.max_length, cut_prompts=episodes)
-    scores = rouge_l(written, [pair.response for pair in shown])
-    return sum(scores) / max(1, len(scores))
+    return interval(rouge_l(written, [pair.response for pair in shown]))

@@ -178,8 +178,16 @@ def _episodes(data: TrainingData, objective: Icl) -> Iterator[Example]:
                     f"data: {where}: {len(options)} options and {len(chances)} option_probs",
                     "soft labels need both, one to one; or set objective.soft: false",
                 )
+            if not all(isinstance(o, str) for o in options) or not all(_is_chance(c) for c in chances):
+                raise SpecError(
+                    f"data: {where}: options must be texts, option_probs numbers from 0 to 1", "mend the row"
+                )
             found += [Pair(prompt, o, record, SECOND, float(c)) for o, c in zip(options, chances, strict=True)]
         yield tuple(found)
+
+
+def _is_chance(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def episode_prompt(row: dict[str, Any], delimiter: str, where: str = "") -> str:

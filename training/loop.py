@@ -151,7 +151,10 @@ def outcome_of(ref: Any) -> Any:
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
-        raise raised_there(error) from None
+        if (ours := raised_there(error)) is not error:
+            raise ours from None
+        line = (str(error.cause).strip().splitlines() or [""])[0][:300]
+        raise LimbeckError(f"{type(error.cause).__name__}: {line}", "--debug shows where it comes from") from error
     except ray.exceptions.RayError as error:
         raise _lost(error) from None
 

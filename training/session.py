@@ -18,8 +18,9 @@ from schemas.errors import LimbeckError
 from schemas.student import TrainingSpec
 from training.adapters import attach, merge
 from training.checkpoints import held_out, written
+from training.compare import beside_teacher, on_tokens
 from training.curve import draw_curve
-from training.evaluate import divergences, held_out_loss, held_out_rouge
+from training.evaluate import held_out_rouge
 from training.examples import Pair
 from training.loop import ROWS, TRAINER, use_assigned_cores
 from training.rows import TokenRow, rows_for, sizes_of
@@ -102,7 +103,6 @@ class Session:
         held, _ = rows_for(spec, data.held, student.tokenizer, student.seq2seq)
         metrics: dict[str, Any] = {
             "objective": spec.objective.name, "parameters": student.model.num_parameters(), **data.counts,
-            "epochs": spec.epochs,
         }  # fmt: skip
         adapters = attach(student, spec.lora) if spec.lora is not None else None
         self._measure_once(metrics, student, teacher, data.held, held)
@@ -150,7 +150,7 @@ class Session:
         kept, when = self.work / TRAINER / "before.json", "before"
         if self.spec.fine_tune_first is not None and self.rank == 0:
             first = json.loads(Path(str(self.spec.student), "metrics.json").read_text())
-            metrics.update({name: value for name, value in first.items() if name.endswith("_before")})
+            metrics.update({name: value for name, value in first.items() if "_before" in name})
             when = "fine_tuned"
         if self.rank == 0 and kept.is_file():
             metrics.update(json.loads(kept.read_text()))
@@ -167,19 +167,19 @@ class Session:
         self, when: str, metrics: dict[str, Any], student: Student, teacher: Teacher | None, asked: list[Pair],
         rows: list[TokenRow],
     ) -> None:  # fmt: skip
-        """Rank 0 notes what the student is worth on what was held out."""
+        """Rank 0 notes what the student is worth on what was held out, with 95 % intervals."""
         if self.rank != 0:
             return
         device = "cuda" if torch.cuda.is_available() else "cpu"
         student.model.to(device)
-        metrics[f"loss_{when}"] = held_out_loss(student, rows)
-        metrics[f"rouge_l_{when}"] = held_out_rouge(student, asked, self.spec)
+        found = on_tokens(student, rows) | {"rouge_l": held_out_rouge(student, asked, self.spec)}
         if teacher is None and self.spec.teacher:
             teacher = load_teacher(self.spec.teacher, student)  # written down; here for its dense distributions alone
         if teacher is not None:
             teacher.model.to(device)
-            forward, reverse = divergences(student, teacher, rows)
-            metrics[f"forward_kl_{when}"], metrics[f"reverse_kl_{when}"] = forward, reverse
+            found |= beside_teacher(student, teacher, rows)
+        for name, (mean, low, high) in found.items():
+            metrics |= {f"{name}_{when}": mean, f"{name}_{when}_low": low, f"{name}_{when}_high": high}
 
     def _train(
         self, student: Student, teacher: Teacher | None, rows: Sequence[TokenRow], held: list[TokenRow],
@@ -202,11 +202,13 @@ class Session:
         trainer.go_on()
         self._whole = trainer.weights() if spec.sharding else {}
         metrics.update(
-            steps=trainer.state.global_step, train_seconds=round(time.monotonic() - started, 3),
-            packed=trainer.packed, step_seconds=report.step_seconds,
-            **report.speed(trainer.state),
+            epochs=round(float(trainer.state.epoch or 0), 4), steps=trainer.state.global_step,
+            train_seconds=round(time.monotonic() - started, 3), packed=trainer.packed,
+            step_seconds=report.step_seconds, **report.speed(trainer.state),
         )  # fmt: skip
         state = trainer.state
+        logged = next((line for line in reversed(state.log_history) if "loss" in line), {})
+        metrics |= {name: value for name, value in logged.items() if name.startswith("loss_")}  # the objective's terms
         if torch.cuda.is_available():
             metrics["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
         if spec.checkpoints.best:

@@ -110,7 +110,11 @@ def prepare(spec: TrainingSpec, place: Path, told: Callable[[int], None] = lambd
             told(min(count, done * CHUNK))
         writer.counts["rows_train"] = len(writer.learn)
         if not writer.learn or not writer.held:
-            raise LimbeckError(f"no prompt is shorter than max_length {spec.max_length}", "raise max_length")
+            which = "held-out prompt" if writer.learn else "prompt"
+            raise LimbeckError(
+                f"no {which} is shorter than max_length {spec.max_length}",
+                "raise max_length, or hold more rows out with eval_fraction" if writer.learn else "raise max_length",
+            )
         if (lm := language_modelling(spec.objective)) is not None:
             for texts in _chunks(stream_text(lm, is_seq2seq(spec.student))):
                 writer.take([(False, (text,)) for _, text in texts], counted=False)

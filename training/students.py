@@ -45,8 +45,9 @@ def check_student(student: FromScratch | LayerCut | str, data: TrainingData | No
     layers, reads = shape_of(name)
     if isinstance(student, LayerCut) and layers is not None and student.layers > layers:
         raise SpecError(f"student.layers: {student.layers}, {name} has {layers}", "choose fewer")
-    if reads is not None and max_length > reads:
-        raise SpecError(f"max_length: {max_length}, {name} reads {reads} tokens", f"set max_length to {reads} or less")
+    _require_reads(name, reads, max_length)
+    if Path(name).is_dir():
+        _require_whole(name)
     if data is not None and data.template == "chat" and not is_unread(name):
         require_chat_template(tokenizer_of(name, "student"))
 
@@ -63,10 +64,23 @@ def is_unread(name: str) -> bool:
     return is_gguf and not (kept_copy(gguf_weights(name)) / "config.json").is_file()
 
 
-def check_teacher(teacher: str | None) -> None:
-    """`SpecError` where there is no such teacher."""
+def check_teacher(teacher: str | None, max_length: int = 0) -> None:
+    """`SpecError` where there is no such teacher, or it reads fewer tokens than `max_length`."""
     if teacher is not None:
-        shape_of(teacher, "teacher")
+        _require_reads(teacher, shape_of(teacher, "teacher").reads, max_length)
+
+
+def _require_whole(folder: str) -> None:
+    """`SpecError` where a folder lacks weights or a tokenizer: loading it would tell as much, and much later."""
+    if not any(path.suffix in (".safetensors", ".bin") for path in Path(folder).iterdir()):
+        raise SpecError(f"student {folder}: no weights there", "a path holds what save_pretrained wrote")
+    if not tokenizer_of(folder, "student")("a")["input_ids"]:
+        raise SpecError(f"student {folder}: no tokenizer there", "save the model's tokenizer beside it")
+
+
+def _require_reads(name: str, reads: int | None, max_length: int) -> None:
+    if reads is not None and max_length > reads:
+        raise SpecError(f"max_length: {max_length}, {name} reads {reads} tokens", f"set max_length to {reads} or less")
 
 
 def weights_digest(spec: TrainingSpec) -> str:

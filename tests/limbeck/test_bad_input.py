@@ -1,5 +1,6 @@
 """Bad input at the command line: one line and a hint, status 2, no teacher called, nothing left behind."""
 
+import json
 import socket
 from collections.abc import Callable
 from datetime import date
@@ -14,9 +15,10 @@ from typer.testing import CliRunner
 
 import limbeck as api
 from limbeck.cli import app
+from limbeck.jobs import origin_of
 from limbeck.spec_file import load_job
 from schemas.errors import LimbeckError, SpecError
-from schemas.student import Scratch
+from schemas.student import Scratch, TrainingSpec
 from services.cluster import connect
 from training.students import from_scratch, train_tokenizer
 
@@ -307,7 +309,7 @@ def test_a_student_that_needs_what_a_run_will_not_hold_is_told_before_anything_i
     api.plan(load_job(job(questions, pipeline=pipeline, train={"student": {"scratch": {}}}, **asked), []))
 
 
-def test_a_chat_template_that_is_not_there_is_told_before_anything_is_paid(
+def test_a_chat_template_a_tokenizer_or_weights_that_are_not_there_are_told_before_anything_is_paid(
     job: Write, questions: Path, tmp_path: Path
 ) -> None:
     made = from_scratch(Scratch(), train_tokenizer(["a"], 300))
@@ -316,6 +318,13 @@ def test_a_chat_template_that_is_not_there_is_told_before_anything_is_paid(
     train = {"student": str(tmp_path / "made"), "data": {"template": "chat"}}
     with pytest.raises(SpecError, match=r"data\.template: chat, but the student's tokenizer has none"):
         api.plan(load_job(job(questions, train=train), []))
+    for path in (tmp_path / "made").glob("token*"):
+        path.unlink()
+    with pytest.raises(SpecError, match="made: "):
+        api.plan(load_job(job(questions, train={"student": str(tmp_path / "made")}), []))
+    (tmp_path / "made" / "model.safetensors").unlink()
+    with pytest.raises(SpecError, match="made: no weights there"):
+        api.plan(load_job(job(questions, train={"student": str(tmp_path / "made")}), []))
 
 
 def test_a_student_folder_of_ones_own_is_left_alone(jsonl: Write, tmp_path: Path) -> None:
@@ -325,6 +334,32 @@ def test_a_student_folder_of_ones_own_is_left_alone(jsonl: Write, tmp_path: Path
     (tmp_path / "train.yaml").write_text("student: {scratch: {}}\ndata: {path: pairs.jsonl}\n")
     assert "no student of ours" in refused("train", tmp_path / "train.yaml", "--out", tmp_path)
     assert (tmp_path / "student" / "thesis.txt").read_text() == "mine"
+
+
+def test_checkpoints_are_not_lost_to_other_rows(jsonl: Write, tmp_path: Path) -> None:
+    data = jsonl([{"prompt": "a", "response": "b"}] * 3, "pairs.jsonl")
+    spec = TrainingSpec.model_validate({"student": {"scratch": {}}, "data": {"path": str(data)}})
+    place = tmp_path / "out" / ".work" / "trainer"
+    (place / "checkpoint-8").mkdir(parents=True)
+    (place / "made_of.json").write_text(json.dumps(origin_of(spec)))
+    data.write_text(data.read_text().replace('"b"', '"c"'))
+    with pytest.raises(SpecError, match="an unfinished training of another spec: the rows of the data are others"):
+        api.train(spec, tmp_path / "out")
+    assert (place / "checkpoint-8").is_dir()
+
+
+def test_nothing_is_trained_where_nothing_can_be_written(jsonl: Write, tmp_path: Path) -> None:
+    data = jsonl([{"prompt": "a", "response": "b"}] * 3, "pairs.jsonl")
+    train = {"student": {"scratch": {}}, "data": {"path": str(data)}}
+    for place, told in (
+        (data, "it is a file"),
+        (data / "below", "name a folder|Not a directory"),
+        ("/proc/x", "/proc/x"),
+    ):
+        with pytest.raises(SpecError, match=told):
+            api.train(train, place)
+    with pytest.raises(SpecError, match=r"none\.gguf"):
+        api.train({**train, "student": str(tmp_path / "none.gguf")}, tmp_path / "out")
 
 
 def test_the_help_teaches_and_the_schema_names_every_section(limbeck: Limbeck) -> None:

@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT, Limbeck
 from teacher_server import teacher_server
 
-from limbeck.spec_file import load_job, load_training
-from schemas.objective import OBJECTIVE_NAMES
+from limbeck.spec_file import load_evaluation, load_job, load_training
+from schemas.objective import OBJECTIVE_NAMES, OBJECTIVES
 from training.examples import check_data
 
 
@@ -40,6 +40,12 @@ def test_every_objective_has_an_example_with_its_data_beside_it(name: str) -> No
     spec = load_training(ROOT / "examples" / "students" / f"{name}.yaml", [])
     assert spec.objective.name == name
     check_data(spec.data, spec.objective)
+
+
+def test_the_example_of_a_comparison_asks_what_the_other_examples_learn() -> None:
+    spec = load_evaluation(ROOT / "examples" / "evaluation" / "compare.yaml", [])
+    assert spec.data.path == str(ROOT / "examples" / "students" / "pairs.jsonl")
+    assert spec.students.keys() == {"sft", "kd", "hidden"} < OBJECTIVES.keys()
 
 
 def test_the_quickstart_has_seeds_enough() -> None:

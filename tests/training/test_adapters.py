@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from tiny_students import student, trained
+from tiny_students import loss_of, student, trained
 
 from schemas.errors import SpecError
 from schemas.student import Lora, TrainingSpec
 from training.adapters import attach, merge
-from training.evaluate import held_out_loss
 from training.trainer import WEIGHTS, trainer_of
 
 pytestmark = pytest.mark.slow
@@ -20,9 +19,9 @@ pytestmark = pytest.mark.slow
 def test_adapters_alone_learn_and_are_merged(arch: str, tmp_path: Path) -> None:
     made, rows, _ = trained(arch, {"name": "sft"}, tmp_path / "first", epochs=10)
     before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
-    loss = held_out_loss(made, rows)
+    loss = loss_of(made, rows)
     adapters = attach(made, Lora(r=8, alpha=16))
-    assert held_out_loss(made, rows) == pytest.approx(loss, abs=1e-6)  # they begin with nothing
+    assert loss_of(made, rows) == pytest.approx(loss, abs=1e-6)  # they begin with nothing
     spec = TrainingSpec.model_validate(
         {"student": "s", "lora": {"r": 8}, "learning_rate": 0.03, "max_length": 64, "packing": False, "epochs": 30,
          "batch_size": 4, "checkpoints": {"every": 60}}
@@ -34,10 +33,10 @@ def test_adapters_alone_learn_and_are_merged(arch: str, tmp_path: Path) -> None:
     for name, parameter in made.model.named_parameters():
         if "lora_" not in name:
             assert torch.equal(parameter, before[name.replace(".base_layer", "")])
-    learned = held_out_loss(made, rows)
+    learned = loss_of(made, rows)
     assert learned < loss - 0.05  # frozen random embeddings leave little to learn
     merge(made, adapters)
-    assert held_out_loss(made, rows) == pytest.approx(learned, rel=1e-4)
+    assert loss_of(made, rows) == pytest.approx(learned, rel=1e-4)
     made.model.save_pretrained(tmp_path / "student")
     loaded = type(made.model).from_pretrained(tmp_path / "student")
     assert {name for name, _ in loaded.named_parameters()} == set(before)

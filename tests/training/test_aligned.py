@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from schemas.errors import SpecError
 from schemas.student import FromScratch, LayerCut, Scratch, TrainingSpec
 from training.aligned import Aligned, aligned, packs
-from training.evaluate import Words, held_out_loss, responses, rouge_l
+from training.compare import on_tokens
+from training.evaluate import Words, responses, rouge_l
 from training.examples import Pair
 from training.rows import Bins, Collator, TokenRow, pack, sizes_of, token_rows
 from training.students import Student, cut_layers, load_student, tokenizer_for
@@ -130,7 +131,7 @@ def test_the_loss_is_the_model_s_own(arch: str) -> None:
         theirs = float(made.model(**own).loss)
         seen = aligned(made.model, batch)
         assert float(cross_entropy(seen.logits, seen.targets)) == pytest.approx(theirs, rel=1e-5)
-    assert held_out_loss(made, rows) == pytest.approx(theirs, rel=1e-5)
+    assert on_tokens(made, rows)["loss"].mean == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5gemma"])

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_students import rows_of, student, taught
+from tiny_students import loss_of, rows_of, student, taught
 
 from schemas.errors import LimbeckError
 from schemas.student import TrainingSpec
 from training.checkpoints import WHOLE, newest, stale, step_of
-from training.evaluate import held_out_loss
 from training.students import Student
 from training.teacher import Teacher
 from training.trainer import TokenTrainer, trainer_of
@@ -87,7 +86,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
     best = min(losses, key=lambda step: losses[step])
     assert best < 38  # what is learned by heart helps other rows less and less
     assert {step_of(p) for p in tmp_path.glob("checkpoint-*")} == {best, 38, 40}
-    assert held_out_loss(made, rows_of(made, "sft")[4:]) == pytest.approx(losses[best], rel=1e-5)
+    assert loss_of(made, rows_of(made, "sft")[4:]) == pytest.approx(losses[best], rel=1e-5)
 
 
 def test_a_training_ends_early_when_the_held_out_loss_stays(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import yaml
 from conftest import Finished
 from tiny_students import PROMPTS, after_sft, rows_of, student
 
-from limbeck.evaluation import check_of_job, evaluate
-from schemas.errors import LimbeckError, SpecError
+from limbeck.evaluation import check_models, check_of_job, evaluate
+from schemas.errors import Interrupted, LimbeckError, SpecError
 from schemas.evaluation import EvaluationSpec
 from schemas.job import JobSpec
 from schemas.student import TrainingData
@@ -69,6 +69,20 @@ def test_three_students_are_compared_on_one_page(
     assert "good" in done.stdout and "rouge_l" in done.stdout
 
 
+@pytest.mark.ray
+def test_who_was_judged_before_an_interruption_is_not_judged_again(
+    three: dict[str, str], jsonl: Callable[..., Path], tmp_path: Path, ray_cluster: None
+) -> None:
+    spec = spec_of(three, jsonl([{"prompt": "What is red?", "response": " The apple."}] * 4))
+    seen: list[int] = []
+    with pytest.raises(Interrupted):
+        evaluate(spec, tmp_path / "out", watch=lambda judged, of: seen.append(judged), stopping=lambda: bool(seen))
+    before = seen.pop()
+    found = evaluate(spec, tmp_path / "out", watch=lambda judged, of: seen.append(judged))
+    assert seen == list(range(before + 1, 4)) and list(found) == ["good", "fair", "none"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["evaluation.html", "evaluation.json"]
+
+
 def test_options_are_ranked_after_demonstrations_and_the_draws_vote(
     three: dict[str, str], jsonl: Callable[..., Path]
 ) -> None:
@@ -86,7 +100,7 @@ def test_options_are_ranked_after_demonstrations_and_the_draws_vote(
 def test_what_a_model_writes_is_escaped(three: dict[str, str], jsonl: Callable[..., Path]) -> None:
     spec = EvaluationSpec.model_validate(spec_of(three, jsonl([{"prompt": "a", "response": "b"}] * 2)))
     sample = {"prompt": "<script>alert(1)</script>", "reference": "r", "written": "<img src=x>"}
-    one = {"metrics": {"loss": [1.0, 0.5, 1.5]}, "rows": 1, "parameters": 5, "samples": [sample]}
+    one = {"metrics": {"loss": [1.0, 0.5, 1.5]}, "rows": 1, "parameters": 5, "samples": [sample], "notes": []}
     shown = page(spec, {"good": one, "fair": one, "none": one})
     assert "<script>" not in shown and "<img" not in shown and "&lt;img src=x&gt;" in shown
 
@@ -99,7 +113,7 @@ def test_what_a_model_writes_is_escaped(three: dict[str, str], jsonl: Callable[.
         ({"students": ["a", 1]}, "students"),
         ({"data": {"path": "/nowhere.jsonl"}}, "no such file"), ({"rows": 0}, "rows"),
         ({"seedz": [1]}, "unknown key seedz"), ({"rows": "few"}, "limbeck schema --evaluation"),
-        ({"k_shot": {"k": 1}}, "k_shot goes with objective icl"),
+        ({"k_shot": {"k": 1}}, "k_shot goes with objective icl"), ({"max_length": 4096}, "reads 2048 tokens"),
     ],
     ids=str,
 )  # fmt: skip
@@ -125,11 +139,17 @@ def test_a_teacher_of_other_words_is_told_before_anyone_is_judged_or_paid(
     other.model.save_pretrained(tmp_path / "other")
     train_tokenizer(["Other words altogether, 1234!"], 300).save_pretrained(tmp_path / "other")
     data = jsonl([{"prompt": "a", "response": "b", "input": "c"}] * 2)
-    with pytest.raises(SpecError, match=r"students\.good: .*another vocabulary"):
+    with pytest.raises(SpecError, match="another vocabulary"):
         evaluate(spec_of(three, data, teacher=str(tmp_path / "other")), tmp_path / "out")
+    mixed = {"good": three["good"], "other": str(tmp_path / "other")}
+    whole = EvaluationSpec.model_validate(spec_of(mixed, data, teacher=str(tmp_path / "other")))
+    check_models(whole)  # one of them can be compared
+    found = {name: judged(whole, name) for name in mixed}
+    assert "forward_kl" in found["other"]["metrics"] and "forward_kl" not in found["good"]["metrics"]
+    assert "no KL: teacher" in found["good"]["notes"][0] and "another vocabulary" in page(whole, found)
     job = {"name": "j", "pipeline": "instruct", "source": {"path": str(data)}, "teachers": [{"provider": "scripted"}],
            "train": {"student": three["good"]}, "evaluate": {"teacher": str(tmp_path / "other")}}  # fmt: skip
-    with pytest.raises(SpecError, match=r"students\.student: .*another vocabulary"):
+    with pytest.raises(SpecError, match="another vocabulary"):
         check_of_job(JobSpec.model_validate(job))
     scratch = {"student": {"scratch": {}}}
     with pytest.raises(SpecError, match="a student from scratch has words of its own"):

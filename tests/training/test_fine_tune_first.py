@@ -14,7 +14,7 @@ from tiny_students import PROMPTS, student
 from limbeck.jobs import trained
 from schemas.objective import Sft
 from schemas.student import FINE_TUNED, TrainingSpec, fine_tuning
-from training.evaluate import divergences
+from training.compare import beside_teacher
 from training.rows import rows_for
 from training.store import load, prepare
 from training.students import pretrained
@@ -73,13 +73,15 @@ def test_the_objective_goes_on_from_the_teacher_and_the_student_that_were_fine_t
     for name in ("loss", "rouge_l", "forward_kl", "reverse_kl"):
         assert after[f"{name}_before"] == first[f"{name}_before"]
         assert after[f"{name}_fine_tuned"] == pytest.approx(first[f"{name}_after"], rel=1e-5)
-    assert after["loss_fine_tuned"] < after["loss_before"]
+    assert after["loss_fine_tuned"] < after["loss_before"] and "loss_jsd" in after and "loss_ce" in first
+    assert after["loss_after_low"] <= after["loss_after"] <= after["loss_after_high"]
     whole = TrainingSpec.model_validate({**spec, "teacher": str(out / FINE_TUNED["teacher"] / "student")})
     made = pretrained(str(out / "student"))
     prepare(whole, tmp_path / "rows")
     held, _ = rows_for(whole, load(whole, tmp_path / "rows").held, made.tokenizer, made.seq2seq)
-    nearness = divergences(made, load_teacher(str(whole.teacher), made), held)
-    assert nearness == pytest.approx((after["forward_kl_after"], after["reverse_kl_after"]), rel=1e-5)
+    for name, found in beside_teacher(made, load_teacher(str(whole.teacher), made), held).items():
+        told = [after[f"{name}_after{end}"] for end in ("", "_low", "_high")]
+        assert told == pytest.approx(list(found), rel=1e-5)
     first_of = fine_tuning(whole.model_copy(update={"learning_rate": 1e-4}), "student")
     found = None if first_of is None else trained(first_of, out / FINE_TUNED["student"])
     assert found == first  # kept where what follows changes

@@ -93,9 +93,12 @@ def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(
     assert max(kept) >= 40
     other = command("train", spec, "--out", out, "--set", "learning_rate=0.1")
     assert other.returncode == 2 and "learning_rate: was 0.001, is 0.1" in other.stderr
+    os.utime(spec.with_name("pairs.jsonl"))  # touched, and the same
     done = command("train", spec, "--out", out)
     assert done.returncode == 0, done.stderr
     assert curve(out / "student") == curve(undisturbed)
+    other = command("train", spec, "--out", out, "--set", "learning_rate=0.1")
+    assert other.returncode == 2 and "was made by another spec: train.learning_rate" in other.stderr
     quiet, killed = (json.loads((one / "metrics.json").read_text()) for one in (undisturbed, out / "student"))
     for name in ("loss_before", "loss_after", "rouge_l_before", "rouge_l_after", "steps"):
         assert quiet[name] == killed[name]

@@ -13,6 +13,7 @@ import transformers
 
 from schemas.student import Scratch, TrainingSpec
 from training import learner
+from training.compare import on_tokens
 from training.examples import MAIN, SECOND, Pair
 from training.rows import TokenRow, token_rows
 from training.students import Student, from_scratch, train_tokenizer
@@ -39,6 +40,11 @@ def student(arch: str) -> Student:
     made = from_scratch(size, train_tokenizer(TEXTS, 300))
     made.model.eval()
     return made
+
+
+def loss_of(made: Student, rows: list[TokenRow]) -> float:
+    """Its loss on rows, nats a response token."""
+    return on_tokens(made, rows)["loss"].mean
 
 
 def without_dropout(made: Student) -> Student:
