@@ -1,5 +1,6 @@
 """Recipes: the settings of papers by name, and where a paper and its code differ."""
 
+import difflib
 from typing import Any, NamedTuple
 
 
@@ -91,7 +92,10 @@ def with_recipe(spec: dict[str, Any]) -> dict[str, Any]:
     if name is None:
         return spec
     if not isinstance(name, str) or name not in RECIPES:
-        raise ValueError(f"recipe {name!r} is not known; {', '.join(RECIPES)} are")
+        near = difflib.get_close_matches(str(name), RECIPES, 1)
+        raise ValueError(
+            f"recipe {name!r} is not known; " + (f"do you mean {near[0]}?" if near else f"{', '.join(RECIPES)} are")
+        )
     settings = dict(RECIPES[name].settings)
     own = spec.get("objective")
     if isinstance(own, str):

@@ -127,7 +127,7 @@ def packs(model: Any) -> bool:
         return wide(aligned(model, batch).logits)[-(len(second.labels) - (not seq2seq)) :]
 
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         alone, changed = said([second]), said([other])
         try:
             packed = said([first, second])

@@ -25,12 +25,12 @@ TITLES = {
     "calibration_error": ("Calibration error", "of the next token, 10 bins; less is better"),
     "forward_kl": ("Forward KL", "teacher to student, nats a token; less is better"),
     "reverse_kl": ("Reverse KL", "student to teacher, nats a token; less is better"),
-    "rouge_l": ("ROUGE-L", "greedy responses against the references"),
+    "rouge_l": ("ROUGE-L", "greedy responses against the references; words of any script"),
     "rouge_l_sampled": ("ROUGE-L, sampled", "temperature 1, mean over the seeds"),
     "exact_match": ("Exact match", "greedy, case and outer punctuation apart"),
     "value_match": ("Equal value", "the last number or expression of both"),
     "accuracy": ("In-context accuracy", "options ranked by log-probability a token"),
-    "macro_f1": ("In-context macro-F1", "mean over labels"),
+    "macro_f1": ("In-context macro-F1", "mean over labels, and over tasks"),
     "option_calibration_error": ("Calibration error of options", "less is better"),
 }
 

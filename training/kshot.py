@@ -45,9 +45,10 @@ def in_context(spec: EvaluationSpec, student: Student) -> dict[str, Interval]:
         answers.append(vote([option for option, _ in ballots]))
         sure.append(sum(chance for option, chance in ballots if option == answers[-1]) / len(ballots))
     right = [str(query["output"]) for query in queries]
+    tasks = [str(query.get("task", "")) for query in queries]
     hits = [a == r for a, r in zip(answers, right, strict=True)]
     return {
-        "accuracy": interval([float(hit) for hit in hits]), "macro_f1": macro_f1(answers, right),
+        "accuracy": interval([float(hit) for hit in hits]), "macro_f1": macro_f1(answers, right, tasks),
         "option_calibration_error": calibration_error(sure, hits),
     }  # fmt: skip
 

@@ -158,16 +158,25 @@ def calibration_error(
     return _bootstrap(rows, lambda drawn: np.abs(drawn[:, :BINS]).sum(1) / drawn[:, BINS])
 
 
-def macro_f1(answers: Sequence[str], right: Sequence[str]) -> Interval:
-    """The mean of every label's F1; labels are those of the right answers."""
-    labels = sorted(set(right))
-    said = np.array([[a == label for label in labels] for a in answers], dtype=np.float64).reshape(-1, len(labels))
-    due = np.array([[r == label for label in labels] for r in right], dtype=np.float64).reshape(-1, len(labels))
+def macro_f1(answers: Sequence[str], right: Sequence[str], tasks: Sequence[str] | None = None) -> Interval:
+    """The mean of every label's F1; labels are those of the right answers. Of several tasks, the mean of theirs, as
+    MetaICL reports it."""
+    homes = tasks or [""] * len(right)
+    labels = sorted(set(zip(homes, right, strict=True)))
+    of_task = Counter(task for task, _ in labels)
+    weights = np.array([1 / of_task[task] for task, _ in labels])
+
+    def marks(given: Sequence[str]) -> Array:
+        found = [[pair == label for label in labels] for pair in zip(homes, given, strict=True)]
+        return np.array(found, dtype=np.float64).reshape(-1, len(labels))
+
+    said, due = marks(answers), marks(right)
     rows = np.concatenate([said * due, said + due, np.ones((len(right), 1))], 1)
 
     def mean(drawn: Array) -> Array:
         hits, of = drawn[:, : len(labels)], drawn[:, len(labels) : -1]
-        found: Array = (2 * hits / np.maximum(of, 1)).sum(1) / np.maximum((of > 0).sum(1), 1)
+        present = (of > 0) * weights
+        found: Array = (2 * hits / np.maximum(of, 1) * present).sum(1) / np.maximum(present.sum(1), 1e-12)
         return found
 
     return _bootstrap(rows, mean)

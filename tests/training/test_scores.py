@@ -59,6 +59,8 @@ def test_sums_by_hand() -> None:
     assert calibration_error([0.9, 0.9, 0.1], [True, False, False]).mean == pytest.approx((0.8 + 0.1) / 3)
     assert macro_f1(["a", "a", "b"], ["a", "b", "b"]).mean == pytest.approx((2 / 3 + 2 / 3) / 2)
     assert macro_f1(["x"], ["a"]).mean == 0.0
+    two_tasks = macro_f1(["a", "a", "b", "z"], ["a", "b", "b", "c"], ["one", "one", "one", "two"])
+    assert two_tasks.mean == pytest.approx((2 / 3 + 0) / 2)  # of its labels: 2/3 and 2/3 in one, 0 in the other
     assert vote(["b", "a", "a", "b"]) == "b"
 
 
