@@ -57,9 +57,9 @@ class Aligned:
 
 
 def positions(model: Any) -> int:
-    """Tokens that a decoder-only model can read and write in all; without end where its configuration names none."""
-    most = None if model.config.is_encoder_decoder else getattr(model.config, "max_position_embeddings", None)
-    return most or 2**31
+    """Tokens that a decoder-only model can read and write in all, an encoder-decoder on each side; without end where
+    its configuration names none."""
+    return getattr(model.config, "max_position_embeddings", None) or 2**31
 
 
 def aligned(model: Any, batch: dict[str, Tensor], hidden: bool = False) -> Aligned:

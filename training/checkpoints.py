@@ -88,9 +88,16 @@ class Saving(transformers.TrainerCallback):  # type: ignore[misc]
         return late if every is None else state.global_step % every == 0
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        patience = self._spec.patience
-        if patience is not None and stale([loss for _, loss in held_out(state.log_history)]) >= patience:
+        if self._is_stale(state.log_history):
             control.should_training_stop = True
+
+    def _is_stale(self, history: Sequence[dict[str, Any]]) -> bool:
+        patience = self._spec.patience
+        return patience is not None and stale([loss for _, loss in held_out(history)]) >= patience
+
+    def ended_at(self, checkpoint: Path) -> bool:
+        """Whether the training stopped early at a checkpoint."""
+        return self._is_stale(json.loads((checkpoint / "trainer_state.json").read_text())["log_history"])
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._saved_at = self._clock()

@@ -16,8 +16,8 @@ from torch.nn.functional import log_softmax
 class TopK(NamedTuple):
     """Some tokens of a teacher at n positions, as a cache keeps them.
 
-    ids (n, k); log_probs (n, k). The k likeliest: at temperature 1, descending, and what they do not hold is the tail.
-    Drawn ones: at the temperature they were drawn at; one may stand there more than once.
+    ids (n, k); log_probs (n, k), at the temperature of the loss. The k likeliest: descending, and what they do not hold
+    is the tail. Drawn ones: one may stand there more than once.
     """
 
     ids: Tensor
@@ -61,31 +61,26 @@ def distillation(teacher: Tensor, student: Tensor, tau: float) -> Tensor:
     return tau**2 * forward_kl(wide(teacher) / tau, wide(student) / tau)
 
 
-def top_k(logits: Tensor, k: int) -> TopK:
-    """The k likeliest tokens of (n, vocabulary) logits; all of them where the vocabulary is smaller."""
-    found = log_softmax(wide(logits), -1).topk(min(k, logits.shape[-1]), -1)
+def top_k(logits: Tensor, k: int, tau: float) -> TopK:
+    """The k likeliest tokens of (n, vocabulary) logits at temperature tau; all where the vocabulary is smaller."""
+    found = log_softmax(wide(logits) / tau, -1).topk(min(k, logits.shape[-1]), -1)
     return TopK(found.indices, found.values)
 
 
 def top_k_distillation(teacher: TopK, student: Tensor, tau: float, tail: bool) -> Tensor:
-    """`distillation` against a teacher of which the k likeliest tokens are known, shape (n,).
+    """`distillation` against a teacher of which the k likeliest tokens are known at tau, shape (n,).
 
-    tail: what is left over of both is one more bucket, which at temperature 1 makes this a lower bound of the dense
-    loss, equal to it at k = vocabulary. Without it the k are renormalised on both sides. At another temperature the
-    teacher's tail is tempered as if it were one token (DistillKit's rule), for its parts are not known.
+    tail: what is left over of both is one more bucket, which makes this a lower bound of the dense loss, equal to it at
+    k = vocabulary, and 0 where student and teacher are the same. Without it the k are renormalised on both sides.
     """
-    logits = wide(student) / tau
+    logits, kept = wide(student) / tau, wide(teacher.log_probs).detach()
     if not tail:
-        q = log_softmax(logits.gather(-1, teacher.ids), -1)
-        p = log_softmax(wide(teacher.log_probs).detach() / tau, -1)
+        p, q = log_softmax(kept, -1), log_softmax(logits.gather(-1, teacher.ids), -1)
         return tau**2 * (p.exp() * (p - q)).sum(-1)
     known = log_softmax(logits, -1).gather(-1, teacher.ids)
-    kept = wide(teacher.log_probs).detach()
     rest, is_rest = _left_over(kept)
-    p = torch.cat([kept, rest], -1) / tau
+    p, q = torch.cat([kept, rest], -1), torch.cat([known, _left_over(known)[0]], -1)
     counts = torch.cat([torch.ones_like(kept, dtype=torch.bool), is_rest], -1)
-    p = log_softmax(p.masked_fill(~counts, float("-inf")), -1)
-    q = torch.cat([known, _left_over(known)[0]], -1)
     return tau**2 * torch.where(counts, p.exp() * (p - q), 0.0).sum(-1)
 
 

@@ -64,7 +64,7 @@ def responses(
     with torch.inference_mode():
         for start in range(0, len(prompts), BATCH):
             encoded = padded(prompts[start : start + BATCH], tokenizer.pad_token_id, model.device, not student.seq2seq)
-            room = positions(model) - encoded["input_ids"].shape[1]
+            room = positions(model) - (1 if student.seq2seq else encoded["input_ids"].shape[1])
             out = model.generate(
                 **encoded, **drawn, max_new_tokens=min(tokens, room), pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,

@@ -75,7 +75,7 @@ def _ranked(spec: EvaluationSpec, student: Student, row: dict[str, Any], options
     """(the likeliest option, its share of all options' likelihoods)."""
     assert isinstance(spec.objective, Icl)
     prompt = episode_prompt(row, spec.objective.delimiter)
-    pairs = [Pair(prompt, str(option), str(number)) for number, option in enumerate(options)]
+    pairs = [Pair(prompt, str(option)) for option in options]
     rows, _ = token_rows(pairs, student.tokenizer, spec.max_length, None, student.seq2seq, cut_prompts=True)
     means: list[float] = []
     with torch.inference_mode():

@@ -135,7 +135,7 @@ def kd(spec: Kd | Hidden, view: View) -> list[Term]:
     elif view.cached is not None:
         divergence = top_k_distillation(view.cached, student, spec.tau, tail)
     elif k is not None:
-        divergence = top_k_distillation(top_k(view.teacher_logits, k), student, spec.tau, tail)
+        divergence = top_k_distillation(top_k(view.teacher_logits, k, spec.tau), student, spec.tau, tail)
     else:
         divergence = distillation(view.teacher_logits, student, spec.tau)
     per: Literal["tokens", "rows"] = "rows" if isinstance(spec, Kd) and spec.reduction == "batch" else "tokens"

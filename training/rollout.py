@@ -81,7 +81,7 @@ def sample(
     """A response in tokens to each prompt: it ends with the end-of-sequence token, or is cut."""
     most = min(positions(model) for model in (writer, teacher) if model is not None)
     encoded = padded([prompt[-(most - 1) :] for prompt in prompts], pad, writer.device)
-    room = most - encoded["input_ids"].shape[1]
+    room = most - (1 if writer.config.is_encoder_decoder else encoded["input_ids"].shape[1])
     draws = Draws(seeds, spec.temperature, vocabulary, teacher, share, encoded)
     was_training = writer.training
     writer.eval()

@@ -82,10 +82,13 @@ def token_rows(
         return [], 0
     prompts = prompt_ids(pairs, tokenizer, template, seq2seq)
     responses = tokenizer([pair.response for pair in pairs], add_special_tokens=False)["input_ids"]
+    longest: dict[str, int] = {}  # response of a record: what is asked once is cut alike for all its options
+    for pair, answered in zip(pairs, responses, strict=True):
+        longest[pair.record] = max(longest.get(pair.record, 0), len(answered) + 1)
     rows, left_out = [], 0
     for pair, asked, answered in zip(pairs, prompts, responses, strict=True):
         response = [*answered, tokenizer.eos_token_id]
-        room = max(1, max_length - (0 if seq2seq else len(response)))
+        room = max(1, max_length - (0 if seq2seq else longest[pair.record]))
         prompt = asked[-room:] if cut_prompts else asked
         whole = max(len(asked), len(response)) if seq2seq else len(asked) + len(response)
         about = pair.record, pair.task, pair.weight, whole > max_length

@@ -50,18 +50,23 @@ class Report(transformers.TrainerCallback):  # type: ignore[misc]
         self._board: SummaryWriter | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started, self._first = time.monotonic(), state.global_step
+        self._started = self._begun = time.monotonic()
+        self._first = state.global_step
         self._board = SummaryWriter(str(self._work.parent / "tensorboard"), purge_step=state.global_step)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = time.monotonic()
+        self._steps.append(now - self._begun)
+        self._begun = now
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._begun = time.monotonic()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._steps.append(time.monotonic() - self._begun)
+    on_evaluate = on_save
 
     @property
     def step_seconds(self) -> float:
-        """The median step of this start: what comes between steps, as a checkpoint, is not counted."""
+        """The median step of this start, with its batches and what is sampled for it, without a checkpoint after it."""
         return statistics.median(self._steps) if self._steps else 0.0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:

@@ -38,17 +38,18 @@ def cache_of(spec: TrainingSpec) -> Path | None:
 
 
 def made_of(spec: TrainingSpec) -> dict[str, Any]:
-    """What decides the contents of a cache: the teacher, the rows, how they are cut into tokens, and k."""
+    """What decides the contents of a cache: the teacher, the rows, how they are cut into tokens, k and tau."""
     from training.data import data_digest
     from training.students import named_weights_digest
 
     assert spec.data is not None and isinstance(spec.objective, Kd) and spec.teacher
     source = spec.student.source if isinstance(spec.student, LayerCut) else spec.student
+    k, drawn, tau = spec.objective.top_k, spec.objective.sampled, spec.objective.tau
     return {
         "teacher": spec.teacher, "weights": named_weights_digest([spec.teacher]), "data": data_digest(spec.data),
         "fields": dict(spec.data.fields), "template": spec.data.template, "max_length": spec.max_length,
-        "tokenizer": spec.teacher if isinstance(source, FromScratch) else source, "top_k": spec.objective.top_k,
-        "sampled": spec.objective.sampled and [spec.objective.sampled, spec.objective.tau],
+        "tokenizer": spec.teacher if isinstance(source, FromScratch) else source, "top_k": k and [k, tau],
+        "sampled": drawn and [drawn, tau],
     }  # fmt: skip
 
 
@@ -180,7 +181,7 @@ class Capture:
                  if name != "rows"}  # fmt: skip
         said = self._teacher(batch)
         if objective.sampled is None:
-            top = top_k(said.logits, objective.top_k or said.logits.shape[-1])
+            top = top_k(said.logits, objective.top_k or said.logits.shape[-1], objective.tau)
         else:
             seed = zlib.crc32(f"{self.spec.seed}:{rows[0].record}".encode())
             generator = torch.Generator(said.logits.device).manual_seed(seed)

@@ -206,7 +206,10 @@ def pretrained(name: str, role: str = "student") -> Student:
         config = config_of(name)
         tokenizer = tokenizer_of(name, role)
         kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-        return Student(kind.from_pretrained(_place(name), dtype=torch.float32), tokenizer)
+        model = kind.from_pretrained(_place(name), dtype=torch.float32)
+        # BART's are told to write some tokens whatever they think: no response that is learned here has them.
+        model.generation_config.update(forced_bos_token_id=None, forced_eos_token_id=None)
+        return Student(model, tokenizer)
 
 
 def _place(name: str) -> str:

@@ -240,7 +240,11 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         found = newest(Path(self.args.output_dir))
         if found is not None and self._rollouts is not None:
             restore(self._rollouts, found)
-        self.train(resume_from_checkpoint=None if found is None else str(found))
+        if found is not None and self._saving.ended_at(found):  # killed after an early stop
+            self.state = transformers.TrainerState.load_from_json(str(found / "trainer_state.json"))
+            self._load_from_checkpoint(str(found))
+        else:
+            self.train(resume_from_checkpoint=None if found is None else str(found))
         if self.args.metric_for_best_model and self.state.best_model_checkpoint and not self.was_stopped:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         return 0 if found is None else step_of(found)

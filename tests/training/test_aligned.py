@@ -17,7 +17,7 @@ from training.compare import on_tokens
 from training.evaluate import Words, responses, rouge_l
 from training.examples import Pair
 from training.rows import Bins, Collator, TokenRow, pack, sizes_of, token_rows
-from training.students import Student, cut_layers, load_student, tokenizer_for
+from training.students import Student, cut_layers, load_student, pretrained, tokenizer_for
 from training.trainer import trainer_of
 
 PAIRS = [Pair(prompt, response) for prompt, response in PROMPTS]
@@ -151,6 +151,16 @@ def test_a_decoder_starts_as_its_model_wants_it(kind: str) -> None:
         theirs = float(model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss)
         seen = aligned(model, batch)
         assert float(cross_entropy(seen.logits, seen.targets)) == pytest.approx(theirs, rel=1e-5)
+
+
+def test_no_token_is_forced_on_a_student_that_never_learned_it(tmp_path: Path) -> None:
+    """As BART's generation settings do."""
+    model = other("bart")
+    model.generation_config.update(forced_bos_token_id=1, forced_eos_token_id=2)
+    model.save_pretrained(tmp_path)
+    student("llama").tokenizer.save_pretrained(tmp_path)
+    found = pretrained(str(tmp_path)).model.generation_config
+    assert found.forced_bos_token_id is None and found.forced_eos_token_id is None
 
 
 def test_a_head_with_a_soft_cap_keeps_it() -> None:

@@ -90,11 +90,16 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_training_ends_early_when_the_held_out_loss_stays(tmp_path: Path) -> None:
-    done, _ = trainer("llama", tmp_path, held_apart=True, checkpoints={"every": 1, "patience": 3}, epochs=100)
+    patient: dict[str, Any] = {"checkpoints": {"every": 1, "patience": 3}, "epochs": 100}
+    done, made = trainer("llama", tmp_path, held_apart=True, **patient)
     done.go_on()
     losses = [line["eval_loss"] for line in done.state.log_history if "eval_loss" in line]
     assert done.state.global_step < 200 and stale(losses) == 3
     assert not done.was_stopped
+    again, same = trainer("llama", tmp_path, held_apart=True, **patient)  # killed while it is measured
+    again.go_on()
+    assert again.state.global_step == done.state.global_step and curve(again) == curve(done)
+    assert torch.equal(weights(same), weights(made)) and not again.was_stopped
 
 
 def test_a_checkpoint_of_another_model_is_told(tmp_path: Path) -> None:

@@ -189,6 +189,15 @@ def test_an_episode_is_its_demonstrations_and_its_query_hard_and_soft(jsonl: Cal
         check_data(TrainingData(path=str(jsonl([EPISODE, {**EPISODE, "demonstrations": ["x"]}]))), Icl(name="icl"))
 
 
+def test_all_options_of_an_episode_are_asked_the_same() -> None:
+    pairs = [Pair("What is one? " * 20, " It.", "r"), Pair("What is one? " * 20, " It is one and one and one.", "r")]
+    short, long = token_rows(pairs, TOKENIZER, 48, None, False, cut_prompts=True)[0]
+    asked = [
+        [x for x, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORED] for row in (short, long)
+    ]
+    assert asked[0] == asked[1] and len(long.input_ids) == 48
+
+
 def test_a_long_episode_loses_its_first_demonstrations() -> None:
     (row,), left_out = token_rows([Pair("one " * 50 + "two", "red")], TOKENIZER, 16, None, False, cut_prompts=True)
     assert left_out == 0 and len(row.input_ids) == 16

@@ -81,7 +81,7 @@ def test_kd_is_a_weighted_sum_by_token_or_by_row() -> None:
 def test_kd_with_all_tokens_cached_is_kd_with_a_live_teacher() -> None:
     live = view()
     assert live.teacher is not None
-    cached = view(teacher=False, cached=top_k(live.teacher.logits, 5))
+    cached = view(teacher=False, cached=top_k(live.teacher.logits, 5, 2.0))
     spec = Kd(name="kd", tau=2.0)
     assert total(kd(spec, cached), {"tokens": 6}) == pytest.approx(total(kd(spec, live), {"tokens": 6}), abs=1e-6)
 

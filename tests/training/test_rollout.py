@@ -55,6 +55,15 @@ def test_no_more_is_written_than_a_model_has_positions_for() -> None:
     assert all(1 <= len(one) <= 13 for one in written)
     long = Pair("Say hello to the people. " * 9, "Hello", "r")
     assert len(answers(Student(model, made.tokenizer), [long], None, 16)) == 1
+    bart = transformers.BartForConditionalGeneration(
+        transformers.BartConfig(
+            vocab_size=len(made.tokenizer), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1,
+            decoder_attention_heads=1, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=16,
+        )
+    ).eval()  # fmt: skip
+    written = sample(bart, [[5, 6, 7], [8] * 20], [0, 1], spec, len(made.tokenizer), *ends)
+    assert all(1 <= len(one) <= 16 for one in written)
+    assert len(answers(Student(bart, made.tokenizer), [long], None, 64, 40)) == 1
 
 
 def test_draws_follow_the_distribution_and_the_mix() -> None:

@@ -71,7 +71,7 @@ def test_what_is_written_down_is_what_the_teacher_says(arch: str, pairs: Path, t
     teacher = load_teacher(str(spec.teacher), made)
     collate = Collator(made.tokenizer.pad_token_id, made.seq2seq, signals)
     batch = collate([rows[:3], rows[3:8]])  # packed
-    said = top_k(teacher({n: x for n, x in batch.items() if isinstance(x, torch.Tensor)}).logits, K)
+    said = top_k(teacher({n: x for n, x in batch.items() if isinstance(x, torch.Tensor)}).logits, K, 2.0)
     assert torch.equal(batch["top_ids"], said.ids)
     assert torch.allclose(batch["top_log_probs"], said.log_probs, atol=1e-5)
     # Of a row that only fills a batch nothing is said.
