@@ -113,14 +113,16 @@ def test_tokens_that_are_drawn_once_teach_in_their_place(pairs: Path, tmp_path: 
 @pytest.mark.ray
 def test_a_training_writes_its_teacher_down_once(command: Command, pairs: Path, tmp_path: Path) -> None:
     spec = tmp_path / "spec.yaml"
-    spec.write_text(yaml.safe_dump(spec_of("t5", pairs, tmp_path).model_dump(mode="json", by_alias=True)))
+    objective = {"name": "kd", "alpha": 0.0, "beta": 1.0, "top_k": K, "cache": str(tmp_path / "cache")}
+    whole = spec_of("t5", pairs, tmp_path, objective=objective)
+    spec.write_text(yaml.safe_dump(whole.model_dump(mode="json", by_alias=True)))
     first = command("train", spec, "--out", tmp_path / "one")
     assert first.returncode == 0, first.stderr
     assert "teacher written down: 1/1 shards" in first.stderr
     student = tmp_path / "one" / "student"
     metrics = json.loads((student / "metrics.json").read_text())
     assert metrics["forward_kl_after"] < metrics["forward_kl_before"]
-    assert metrics["loss_after"] < metrics["loss_before"] and metrics["packed"] and metrics["tokens_per_second"] > 0
+    assert metrics["loss_kd"] > 0 and metrics["packed"] and metrics["tokens_per_second"] > 0
     assert transformers.AutoModelForSeq2SeqLM.from_pretrained(student).num_parameters() == metrics["parameters"]
     other = command("train", spec, "--out", tmp_path / "three", "--set", "max_length=32")
     assert other.returncode == 2 and "was made with another max_length" in other.stderr
