@@ -90,7 +90,7 @@ def after_sft(arch: str, epochs: int) -> Student:
     return dataclasses.replace(made, model=copy.deepcopy(made.model))
 
 
-def taught(arch: str) -> Teacher:
-    """A teacher that knows the eight rows."""
-    made = after_sft(arch, 25)
+def taught(arch: str, epochs: int = 25) -> Teacher:
+    """A teacher that was fine-tuned on the eight rows."""
+    made = after_sft(arch, epochs)
     return Teacher(made.model.eval(), len(made.tokenizer))
