@@ -51,12 +51,13 @@ def check_models(spec: EvaluationSpec | JobEvaluation, own: TrainingSpec | None 
     from training.students import check_student, check_teacher
 
     check_teacher(spec.teacher, spec.max_length)
-    for student in spec.students.values():
+    for student in [*spec.students.values(), *([] if own is None else [own.student])]:
         check_student(student, None, spec.max_length)
     told = [_other_words(student, spec.teacher) for student in spec.students.values()]
     told += [] if own is None else [_own_words(own, spec.teacher)]
-    if (first := next(iter(told), None)) is not None and all(told):
-        raise first
+    odd = [error for error in told if error is not None]
+    if odd and len(odd) == len(told):
+        raise odd[0]
     if spec.lm_eval and importlib.util.find_spec("lm_eval") is None:
         raise SpecError("lm_eval: the package is not installed", "pip install 'limbeck[lm-eval]'")
 

@@ -264,15 +264,18 @@ def _unfinished(place: Path, made_of: dict[str, Any]) -> list[str]:
 
 
 def _differs(kept: Path, made_of: dict[str, Any]) -> list[str]:
-    """How what a training was made of, as the file `kept` says, differs from this; nothing where there is no file."""
+    """How what a training was made of, as the file `kept` says, differs from this; nothing where there is no file,
+    and an unreadable one is another's."""
     try:
         earlier = json.loads(kept.read_text())
         ways = [{**one["train"], "checkpoints": None} for one in (earlier, made_of)]
         changed = differences(*ways, "train")
         changed += ["the weights of student or teacher are others"] if earlier["models"] != made_of["models"] else []
         return changed + (["the rows of the data are others"] if earlier["data"] != made_of["data"] else [])
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return []
+    except (OSError, ValueError, KeyError, TypeError):
+        return [f"{kept} cannot be read"]
 
 
 def _require_no_other(student: Path, made_of: dict[str, Any]) -> None:

@@ -56,9 +56,8 @@ def responses(
         drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     tokenizer, model = student.tokenizer, student.model.eval()
     longest = min(max_length, positions(model) - 1)
-    kept = (
-        slice(-longest, None) if cut_prompts or not student.seq2seq else slice(longest)
-    )  # a decoder goes on from the end
+    # A decoder goes on from the end of its prompt.
+    kept = slice(-longest, None) if cut_prompts or not student.seq2seq else slice(longest)
     prompts = [ids[kept] for ids in prompt_ids(pairs, tokenizer, template, student.seq2seq)]
     written: list[str] = []
     with torch.inference_mode():

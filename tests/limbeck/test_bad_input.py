@@ -345,6 +345,9 @@ def test_checkpoints_are_not_lost_to_other_rows(jsonl: Write, tmp_path: Path) ->
     data.write_text(data.read_text().replace('"b"', '"c"'))
     with pytest.raises(SpecError, match="an unfinished training of another spec: the rows of the data are others"):
         api.train(spec, tmp_path / "out")
+    (place / "made_of.json").write_text('{"train": ')  # torn
+    with pytest.raises(SpecError, match=r"made_of\.json cannot be read"):
+        api.train(spec, tmp_path / "out")
     assert (place / "checkpoint-8").is_dir()
 
 
