@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from pipelines.harvest import Answers, RowPlan
 from pipelines.source import Row
+from schemas.call import Call
+from schemas.record import Rejection
 
 NEW = "not asked before"
 UNFIT = "asked with another validate.json_schema, whose answers do not fit"
@@ -58,3 +60,8 @@ def reuse(
             otherwise = any(answers.has(call._replace(schema=schema)) for schema in schemas)
             found.asked[changed if answers.has(earlier.call(row)) else UNFIT if otherwise else new] += 1
     return found
+
+
+def unanswered(row: Row, call: Call) -> Rejection:
+    """What a replay makes of a row that nobody was asked about."""
+    return Rejection(row.id, "replay", "unanswered", "the journal holds no answer to this prompt")

@@ -27,7 +27,7 @@ from pipelines.harvest import (
 )  # fmt: skip
 from pipelines.publish import Published, publish
 from pipelines.report import keep_for_report, write_report
-from pipelines.reuse import reuse, touching
+from pipelines.reuse import reuse, touching, unanswered
 from pipelines.rundir import RunDirectory, installed_versions, move_folder, replace_text
 from pipelines.source import Row, Scan, scan
 from schemas.call import Call
@@ -160,10 +160,10 @@ class Run:
         shown_bytes = self._scan.longest * (1 + (wanted.examples if wanted.generate else 0))
         if demand.input_tokens + demand.output_tokens + shown_bytes // 4 <= min(limits):
             return  # not even the longest row with what this one has round it
-        large = [row.id for row, call in sendable(self.plan()) if not any(fits(call, t) for t in self.spec.teachers)]
+        large = [row.id for row, call in sendable(self.plan()) if not self._fits(call)]
         if self._instruct().generate:
             writing = instruct.first_round(self.spec, self._scan.duplicates).calls()
-            large += [call.row for call in writing if not any(fits(call, t) for t in self.spec.teachers)]
+            large += [call.row for call in writing if not self._fits(call)]
         if large:
             shown = ", ".join(large[:3]) + (f" and {len(large) - 3} more" if len(large) > 3 else "")
             raise SpecError(
@@ -221,11 +221,11 @@ class Run:
     def replay(self) -> Manifest:
         """Parse, validate, curate and publish what the journal holds under this spec. Pays nothing."""
         self._open_books()
-        self._publish(self._partial_plan(), self._unanswered, replayed=True)
-        if unanswered := self.manifest.rows.rejected.get("unanswered"):
+        self._publish(self._partial_plan(), unanswered, replayed=True)
+        if unasked := self.manifest.rows.rejected.get("unanswered"):
             changes = [f"the content of {name} has changed" for name in self._edited] + touching(self._changes)
             self.manifest.notes.append(
-                f"{unanswered:,} rows have no answer to this prompt in the journal and are now rejected as unanswered"
+                f"{unasked:,} rows have no answer to this prompt in the journal and are now rejected as unanswered"
                 + "".join(f"; {change}" for change in changes)
                 + f"; limbeck run with the same spec asks for them{self._way_back}"
             )
@@ -243,14 +243,13 @@ class Run:
             return ""
         return f"; dataset/ has {now:,} rows where it had {before:,} under an earlier spec or source{self._way_back}"
 
+    def _fits(self, call: Call) -> bool:
+        return any(fits(call, teacher) for teacher in self.spec.teachers)
+
     def _too_large(self, row: Row, call: Call) -> Rejection | None:
-        if any(fits(call, teacher) for teacher in self.spec.teachers):
+        if self._fits(call):
             return None
         return Rejection(row.id, "plan", "too_large", "more tokens than any teacher's limits or context hold")
-
-    @staticmethod
-    def _unanswered(row: Row, call: Call) -> Rejection | None:
-        return Rejection(row.id, "replay", "unanswered", "the journal holds no answer to this prompt")
 
     def _say_what_is_reused(self, earlier: JobSpec) -> None:
         with self._answers() as answers:
