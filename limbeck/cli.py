@@ -266,7 +266,7 @@ def train(
                 metrics = jobs.train(loaded, place, address=address, watch=watch, stopping=stop, ready=stop.install)
         for line in metric_lines(metrics):
             print(line)
-        print(f"{'student':21} {out / 'student'}")
+        print(f"{'student':24} {out / 'student'}")
 
     guarded(work, debug)
 

@@ -83,7 +83,7 @@ def metric_lines(metrics: dict[str, Any]) -> Iterator[str]:
         shown = f"{value:,.4f}" if isinstance(value, float) else str(value)
         if f"{name}_low" in metrics:
             shown += f"  [{metrics[f'{name}_low']:,.4f}, {metrics[f'{name}_high']:,.4f}]"
-        yield f"{name:21} {shown}"
+        yield f"{name:24} {shown}"
 
 
 class TrainingProgress:
@@ -235,7 +235,10 @@ def comparison(found: dict[str, Any], out: Path) -> Table:
     for name in dict.fromkeys(name for one in found.values() for name in one["metrics"]):
         cells = []
         for one in found.values():
-            mean, low, high = one["metrics"].get(name, (float("nan"),) * 3)
+            if name not in one["metrics"]:
+                cells.append("-")
+                continue
+            mean, low, high = one["metrics"][name]
             cells.append(f"{mean:.3f}" + (f" +-{(high - low) / 2:.3f}" if high != low else ""))
         table.add_row(name, *cells)
     return table

@@ -31,7 +31,7 @@ GRAMS = (1, 2, 4)
 
 
 def judged(spec: EvaluationSpec, name: str) -> dict[str, Any]:
-    """{"metrics": {name: [mean, low, high]}, "samples": [{"prompt", "reference", "written"}], "rows", "parameters",
+    """{"metrics": {name: [mean, low, high]}, "samples": [{"id", "prompt", "reference", "written"}], "rows", "parameters",
     "notes"} of the student `name`."""
     spec, prefix = as_taught(spec, name)
     student = pretrained(spec.students[name])
@@ -53,7 +53,9 @@ def judged(spec: EvaluationSpec, name: str) -> dict[str, Any]:
     return {
         "metrics": {key: list(value) for key, value in metrics.items()}, "rows": len(rows),
         "parameters": student.model.num_parameters(), "notes": notes,
-        "samples": [{"prompt": p.prompt, "reference": p.response, "written": text} for p, text in shown],
+        "samples": [
+            {"id": p.record, "prompt": p.prompt, "reference": p.response, "written": text} for p, text in shown
+        ],
     }  # fmt: skip
 
 

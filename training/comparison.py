@@ -121,9 +121,11 @@ def page(spec: EvaluationSpec, found: dict[str, dict[str, Any]]) -> str:
     ]
     first = next(iter(found.values()))
     names = list(dict.fromkeys(name for one in found.values() for name in one["metrics"]))
-    asked = [{"prompt": s["prompt"][:TEXT], "reference": s["reference"][:TEXT]} for s in first["samples"]]
-    for line in asked:
-        line["written"] = [_written(one, line["prompt"]) for one in found.values()]
+    asked = [
+        {"prompt": s["prompt"][:TEXT], "reference": s["reference"][:TEXT],
+         "written": [_written(one, s["id"]) for one in found.values()]}
+        for s in first["samples"]
+    ]  # fmt: skip
     return template.render(
         students=students, rows=max(one["rows"] for one in found.values()), data=spec.data.path or spec.data.run,
         held_out=held_out_by(spec) is not None, teacher=spec.teacher, samples=asked,
@@ -131,9 +133,10 @@ def page(spec: EvaluationSpec, found: dict[str, dict[str, Any]]) -> str:
     )  # fmt: skip
 
 
-def _written(one: dict[str, Any], prompt: str) -> str:
-    """What a student wrote to a prompt; another's tokenizer may have left other rows out."""
-    texts = (s["written"] for s in one["samples"] if s["prompt"][:TEXT] == prompt)
+def _written(one: dict[str, Any], row: str) -> str:
+    """What a student wrote to a row, whose prompt each reads in its own form; another's tokenizer may have left other
+    rows out."""
+    texts = (s["written"] for s in one["samples"] if s["id"] == row)
     return str(next(texts, "(too long for it)"))[:TEXT]
 
 

@@ -1,5 +1,6 @@
 """`limbeck evaluate`: several students on one page, with intervals."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 import torch
 import yaml
 from conftest import Finished
+from rich.console import Console
 from tiny_students import PROMPTS, after_sft, rows_of, student
 
 from limbeck.evaluation import check_models, check_of_job, evaluate
+from limbeck.progress import comparison
 from schemas.errors import Interrupted, LimbeckError, SpecError
 from schemas.evaluation import EvaluationSpec
 from schemas.job import JobSpec
@@ -99,7 +102,7 @@ def test_options_are_ranked_after_demonstrations_and_the_draws_vote(
 
 def test_what_a_model_writes_is_escaped(three: dict[str, str], jsonl: Callable[..., Path]) -> None:
     spec = EvaluationSpec.model_validate(spec_of(three, jsonl([{"prompt": "a", "response": "b"}] * 2)))
-    sample = {"prompt": "<script>alert(1)</script>", "reference": "r", "written": "<img src=x>"}
+    sample = {"id": "0", "prompt": "<script>alert(1)</script>", "reference": "r", "written": "<img src=x>"}
     one = {"metrics": {"loss": [1.0, 0.5, 1.5]}, "rows": 1, "parameters": 5, "samples": [sample], "notes": []}
     shown = page(spec, {"good": one, "fair": one, "none": one})
     assert "<script>" not in shown and "<img" not in shown and "&lt;img src=x&gt;" in shown
@@ -147,6 +150,12 @@ def test_a_teacher_of_other_words_is_told_before_anyone_is_judged_or_paid(
     found = {name: judged(whole, name) for name in mixed}
     assert "forward_kl" in found["other"]["metrics"] and "forward_kl" not in found["good"]["metrics"]
     assert "no KL: teacher" in found["good"]["notes"][0] and "another vocabulary" in page(whole, found)
+    for sample in found["other"]["samples"]:  # as one that reads prompts in another form
+        sample["prompt"] = f"predict: {sample['prompt']}"
+    assert "too long for it" not in page(whole, found)
+    shown = Console(file=io.StringIO(), width=200)
+    shown.print(comparison(found, tmp_path))
+    assert "nan" not in shown.file.getvalue()  # type: ignore[attr-defined]
     job = {"name": "j", "pipeline": "instruct", "source": {"path": str(data)}, "teachers": [{"provider": "scripted"}],
            "train": {"student": three["good"]}, "evaluate": {"teacher": str(tmp_path / "other")}}  # fmt: skip
     with pytest.raises(SpecError, match="another vocabulary"):
