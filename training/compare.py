@@ -31,8 +31,8 @@ GRAMS = (1, 2, 4)
 
 
 def judged(spec: EvaluationSpec, name: str) -> dict[str, Any]:
-    """{"metrics": {name: [mean, low, high]}, "samples": [{"id", "prompt", "reference", "written"}], "rows", "parameters",
-    "notes"} of the student `name`."""
+    """{"metrics": {name: [mean, low, high]}, "samples": [{"id", "prompt", "reference", "written"}], "rows",
+    "parameters", "notes"} of the student `name`."""
     spec, prefix = as_taught(spec, name)
     student = pretrained(spec.students[name])
     device = "cuda" if torch.cuda.is_available() else "cpu"
