@@ -134,7 +134,8 @@ def test_a_local_teacher_that_is_killed_leaves_its_calls_to_the_others(
         bill = teacher.bill()
     assert kill.killed and said.rows.accepted == 120 == said.calls.answered
     assert bill["repeated"] == 0 and said.spend.usd == bill["usd"]
-    assert said.calls.retried == said.calls.sent - 120 <= 8  # those that the killed one had in hand
+    # The eight that the killed one had in hand, and as many again that its port still took while the process went.
+    assert said.calls.retried == said.calls.sent - 120 <= 16
     assert said.absent.keys() == {"embedded/smollm2-135m"}
 
 
