@@ -266,6 +266,8 @@ def train(
                 metrics = jobs.train(loaded, place, address=address, watch=watch, stopping=stop, ready=stop.install)
         for line in metric_lines(metrics):
             print(line)
+        for said in jobs.remarks(metrics):
+            print(f"note: {said}", file=sys.stderr)
         print(f"{'student':24} {out / 'student'}")
 
     guarded(work, debug)

@@ -60,7 +60,7 @@ def run(
         if spec.train is not None:
             from training.loop import check_workers
 
-            check_workers(spec.train.workers)
+            check_workers(spec.train)
         directory.open(spec, this.started())
         ready()
         with _recorded(this):
@@ -219,12 +219,25 @@ def _train_stage(this: Run, spec: TrainingSpec) -> None:
             spec.model_copy(update={"data": data}), this.directory.root,
             watch=lambda _: this.watch(this.manifest), stopping=this.stopping, made_of=made_of, keeps=False,
         )  # fmt: skip
-    if said := advice(spec):
+    for said in filter(None, (advice(spec), *remarks(metrics))):
         this.warn(said)
+
+
+def remarks(metrics: dict[str, Any]) -> list[str]:
+    """What a student's metrics say that its user should know of."""
+    found = []
     if metrics["steps"] < FEW_STEPS:
-        this.warn(f"the student took {metrics['steps']} steps: train.epochs, or a smaller batch_size, gives it more")
+        found.append(f"the student took {metrics['steps']} steps: epochs, or a smaller batch_size, gives it more")
     if metrics["rows_too_long"]:
-        this.warn(f"{metrics['rows_too_long']} rows took no part: their prompts alone fill train.max_length")
+        found.append(f"{metrics['rows_too_long']} rows took no part: their prompts alone fill max_length")
+    if metrics["rows_cut"]:
+        found.append(f"{metrics['rows_cut']} rows were cut to max_length")
+    when = "fine_tuned" if "loss_fine_tuned" in metrics else "before"
+    if not metrics["loss_after_low"] <= metrics[f"loss_{when}_high"]:  # nor is a loss that is no number
+        before, after = metrics[f"loss_{when}"], metrics["loss_after"]
+        why = "learning_rate is too high, there are too many epochs, or a teacher that was not fine-tuned leads away"
+        found.append(f"the loss on responses that were held out rose from {before:.2f} to {after:.2f}: {why}")
+    return found
 
 
 def _require_rows(this: Run) -> None:
@@ -315,7 +328,7 @@ def train(
     `made_of` says what of, for whoever asks later whether it has to be trained again: by default spec and data files.
     """
     from training.examples import check_data
-    from training.loop import TRAINER, fit, publish
+    from training.loop import TRAINER, check_workers, fit, publish
     from training.signals import check_cache
 
     spec = spec_of(spec, TrainingSpec)
@@ -341,6 +354,7 @@ def train(
         cluster.check_address(address)
         with cluster.connected(address):
             ready()
+            check_workers(spec)
             spec = _fine_tuned(spec, Path(out).absolute(), watch, stopping)
             return fit(spec, Path(out).absolute(), made_of, watch, stopping, outlives_us=not cluster.is_own())
 

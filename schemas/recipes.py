@@ -74,7 +74,7 @@ RECIPES: dict[str, Recipe] = {
                 "temperature": 1.0, "max_new_tokens": 256,
             },
             "learning_rate": 5e-6, "batch_size": 16, "accumulation": 4, "steps": 5_000, "schedule": "constant",
-            "warmup": 0.02, "weight_decay": 1e-6, "max_length": 512,
+            "warmup": 0.02, "weight_decay": 1e-6, "betas": [0.9, 0.95], "max_length": 512,
         },
         "objective.variant: released does what the code does instead: returns with a discount of 0.95 that hold "
         "r_t, too, whitened over a batch, and a language-modelling loss that is half distillation. Fine-tune teacher "

@@ -46,6 +46,7 @@ Role = Literal["teacher", "student"]
 FINE_TUNED: dict[Role, str] = {"teacher": "fine_tuned_teacher", "student": "fine_tuned"}
 """Where `fine_tune_teacher` and `fine_tune_first` leave what the objective starts from, in the order of trainings."""
 Name = Annotated[str, Field(min_length=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Column = Literal[
     "id",
     "prompt",
@@ -172,6 +173,12 @@ class TrainingSpec(Strict):
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="of the rate after its rise")
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of the steps in which the rate rises")
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)] = Field(
+        [0.9, 0.999], description="of AdamW: the decay of a gradient's mean, and of its square's"
+    )
+    max_grad_norm: Annotated[float, Field(ge=0, le=1e9)] = Field(
+        1.0, description="longer gradients are scaled down to it; 0: none are"
+    )
     lora: Lora | None = Field(None, description="train adapters alone; {} takes the usual ones")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the arithmetic; weights stay float32. auto: bfloat16 on a GPU, float32 elsewhere"

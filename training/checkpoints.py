@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from schemas.errors import LimbeckError
 from schemas.student import Checkpoints
 from training.rollout import Rollouts
 
-WHOLE = "whole"  # a file in a checkpoint that every worker has written its part of
+WHOLE = "whole"  # in a checkpoint that every worker has written its part of: a file with the seconds that it took
 EVERY_S = 300.0
 SHARES = 10  # of the steps, where the best of several checkpoints is looked for
 
@@ -39,6 +40,29 @@ def stale(losses: Sequence[float]) -> int:
 def held_out(history: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
     """(step, held-out loss) of the evaluations in a trainer's log."""
     return [(line["step"], line["eval_loss"]) for line in history if "eval_loss" in line]
+
+
+@contextmanager
+def readable(checkpoint: Path | str) -> Iterator[None]:
+    """A file of a checkpoint that cannot be read is told with what goes on without it. torch and safetensors have
+    errors of their own for a torn one."""
+    try:
+        yield
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        UnpicklingError,
+        SafetensorError,
+    ) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise LimbeckError(
+            f"{checkpoint}: a checkpoint of another model, or a damaged one: {line}",
+            "remove it to go on from the one before it, or to begin anew; or choose another --out",
+        ) from None
 
 
 @contextmanager
@@ -66,8 +90,14 @@ class Saving(transformers.TrainerCallback):  # type: ignore[misc]
         self, spec: Checkpoints, wished: Callable[[], bool], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._spec, self._wished, self._clock = spec, wished, clock
-        self._saved_at = clock()
+        self._began = self._saved_at = clock()
+        self.seconds_before = 0.0  # of earlier starts, up to the checkpoint that this one went on from
         self.was_stopped = False
+
+    @property
+    def seconds(self) -> float:
+        """That the training has taken so far."""
+        return self.seconds_before + self._clock() - self._began
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = control.should_log and self._clock() - self._saved_at > EVERY_S
@@ -95,14 +125,15 @@ class Saving(transformers.TrainerCallback):  # type: ignore[misc]
         patience = self._spec.patience
         return patience is not None and stale([loss for _, loss in held_out(history)]) >= patience
 
-    def ended_at(self, checkpoint: Path) -> bool:
-        """Whether the training stopped early at a checkpoint."""
-        return self._is_stale(json.loads((checkpoint / "trainer_state.json").read_text())["log_history"])
+    def goes_on_from(self, checkpoint: Path) -> bool:
+        """Take up a checkpoint's time; False where the training stopped early at it."""
+        self.seconds_before = float((checkpoint / WHOLE).read_text() or 0)
+        return not self._is_stale(json.loads((checkpoint / "trainer_state.json").read_text())["log_history"])
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._saved_at = self._clock()
         if args.process_index == 0:  # all have written their part: see `TokenTrainer._save_checkpoint`
-            Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE).touch()
+            Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE).write_text(f"{self.seconds:.3f}")
             self._prune(Path(args.output_dir), state)
 
     def _prune(self, place: Path, state: Any) -> None:

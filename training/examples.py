@@ -109,12 +109,11 @@ def _conversations(data: TrainingData) -> Iterator[Example]:
     name = data.fields.get("messages", "messages")
     for number, (where, row) in enumerate(raw_rows(data, None, ("messages",))):
         check_columns(list(row), data, ("messages",), f"{where}: ")
-        turns = row[name]
         try:
-            read = tuple((str(turn["role"]), turn["content"]) for turn in turns)
+            read = [_turn(turn, f"data: {where}: turn {at} of {name!r}") for at, turn in enumerate(row[name], 1)]
         except (TypeError, KeyError):
-            read = ()
-        if len(read) < 2 or read[-1][0] != "assistant" or not all(isinstance(text, str) for _, text in read):
+            read = []
+        if len(read) < 2 or read[-1][0] != "assistant":
             raise SpecError(
                 f"data: {where}: field {name!r} must be a list of role and content that ends with the assistant's",
                 "mend the row or leave it out",
@@ -124,6 +123,20 @@ def _conversations(data: TrainingData) -> Iterator[Example]:
             raise SpecError(f"data: {where}: the assistant's last turn is blank", "mend the row or leave it out")
         asked = "".join(f"{text}\n\n" for _, text in before)
         yield (Pair(asked, answered, str(row.get("id", number)), turns=tuple(before)),)
+
+
+def _turn(turn: dict[str, Any], where: str) -> tuple[str, str]:
+    """(role, text) of a message; its text may come in parts, as chat APIs take it. `SpecError` for what is no text."""
+    content = turn["content"]
+    parts = content if isinstance(content, list) else []
+    other = {str(part["type"]) for part in parts} - {"text"}
+    if isinstance(content, list) and not other:
+        content = "".join(part["text"] for part in parts)
+    if isinstance(content, str):
+        return str(turn["role"]), content
+    other |= {"tool_calls"} if turn.get("tool_calls") else set()
+    what = f"holds {', '.join(sorted(other))}" if other else "has no text"
+    raise SpecError(f"{where} {what}: students learn text alone", "mend the row or leave it out")
 
 
 def as_alpaca(data: TrainingData) -> TrainingData:

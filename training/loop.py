@@ -107,13 +107,14 @@ def _trainer_class(outlives_us: bool) -> Any:
     return LeanTrainer
 
 
-def check_workers(workers: int) -> None:
-    """`SpecError` where the connected cluster has GPUs, and fewer than workers."""
+def check_workers(spec: TrainingSpec) -> None:
+    """`SpecError` where the connected cluster has GPUs, and fewer than the workers that are needed."""
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    if gpus and workers > gpus:
-        raise SpecError(f"train.workers: {workers}, the cluster has {gpus} GPUs", "set workers lower")
+    name, needed = ("workers", spec.workers) if spec.min_workers is None else ("min_workers", spec.min_workers)
+    if gpus and needed > gpus:
+        raise SpecError(f"{name}: {needed}, the cluster has {gpus} GPUs", f"set {name} lower, or add GPUs")
 
 
 def _scaling(workers: int, least: int | None) -> Any:
@@ -121,7 +122,6 @@ def _scaling(workers: int, least: int | None) -> Any:
     import ray
     import ray.train
 
-    check_workers(least or workers)
     have = ray.cluster_resources()
     gpus = bool(have.get("GPU"))
     cores = max(1.0, have.get("CPU", 1) // workers)

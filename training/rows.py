@@ -93,7 +93,9 @@ def token_rows(
         whole = max(len(asked), len(response)) if seq2seq else len(asked) + len(response)
         about = pair.record, pair.task, pair.weight, whole > max_length
         if seq2seq:
-            rows.append(TokenRow(prompt[:max_length], response[:max_length], *about))
+            end = prompt[-1:] if prompt[-1:] == asked[-1:] == [tokenizer.eos_token_id] else []  # an encoder's own
+            cut = prompt if len(prompt) <= max_length else [*prompt[: max_length - len(end)], *end]
+            rows.append(TokenRow(cut, response[:max_length], *about))
         elif len(prompt) >= max_length:
             left_out += 1
         else:

@@ -23,13 +23,13 @@ from training.curve import draw_curve
 from training.evaluate import held_out_rouge
 from training.examples import Pair
 from training.loop import ROWS, TRAINER, use_assigned_cores
-from training.rows import TokenRow, rows_for, sizes_of
+from training.rows import TokenRow, rows_for
 from training.signals import cache_of
-from training.speed import peak_of, training_flops
+from training.speed import peak_of, tokens_of, training_flops
 from training.store import load, prepare
 from training.students import Student, load_student
 from training.teacher import Teacher, load_teacher
-from training.trainer import passes, trainer_of
+from training.trainer import trainer_of
 
 
 def tell(work: Path, progress: dict[str, Any]) -> None:
@@ -40,18 +40,17 @@ def tell(work: Path, progress: dict[str, Any]) -> None:
 
 
 class Report(transformers.TrainerCallback):  # type: ignore[misc]
-    """Write progress for the driver, and what TensorBoard shows. `tokens` and `flops` are of one pass over the rows;
-    `peak` is what the devices can do in a second, where that is known."""
+    """Write progress for the driver, and what TensorBoard shows. `done` tells (tokens, operations) so far; `peak` is
+    what the devices can do in a second, where that is known."""
 
-    def __init__(self, work: Path, tokens: float, flops: float, peak: float | None) -> None:
-        self._work, self._tokens, self._flops, self._peak = work, tokens, flops, peak
-        self._started, self._first, self.passes = 0.0, 0, 1.0
-        self._begun, self._steps = 0.0, array("d")
+    def __init__(self, work: Path, peak: float | None) -> None:
+        self._work, self._peak = work, peak
+        self.done: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
+        self._started, self._begun, self._steps = 0.0, 0.0, array("d")
         self._board: SummaryWriter | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started = self._begun = time.monotonic()
-        self._first = state.global_step
         self._board = SummaryWriter(str(self._work.parent / "tensorboard"), purge_step=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -72,7 +71,7 @@ class Report(transformers.TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         numbers = {name: x for name, x in (logs or {}).items() if isinstance(x, int | float)}
         if "loss" in numbers:
-            speed = self.speed(state)
+            speed = self.speed()
             numbers |= speed
             tell(self._work, {"step": state.global_step, "steps": state.max_steps, "loss": numbers["loss"], **speed})
         if self._board is not None:
@@ -80,12 +79,12 @@ class Report(transformers.TrainerCallback):  # type: ignore[misc]
                 self._board.add_scalar(name, number, state.global_step)
             self._board.flush()
 
-    def speed(self, state: Any) -> dict[str, float]:
+    def speed(self) -> dict[str, float]:
         """Of this start: tokens a second, operations a second, and the share of the peak that these are (MFU)."""
         seconds = max(1e-9, time.monotonic() - self._started)
-        done = self.passes * (state.global_step - self._first) / max(1, state.max_steps) / seconds
-        found = {"tokens_per_second": self._tokens * done, "flops_per_second": self._flops * done}
-        return found if self._peak is None else found | {"mfu": self._flops * done / self._peak}
+        tokens, flops = self.done()
+        found = {"tokens_per_second": tokens / seconds, "flops_per_second": flops / seconds}
+        return found if self._peak is None else found | {"mfu": flops / seconds / self._peak}
 
 
 class Session:
@@ -192,24 +191,21 @@ class Session:
     ) -> list[dict[str, Any]] | None:  # fmt: skip
         """The trainer's log; None where the user stopped it."""
         spec = self.spec
-        sizes, workers = sizes_of(rows), ray.train.get_context().get_world_size()
-        tokens = int(sizes.sum() if student.seq2seq else sizes[:, 0].sum())
         peak = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-        report = Report(self.work, tokens, training_flops(student.model, sizes), peak and peak * workers)
+        report = Report(self.work, peak and peak * ray.train.get_context().get_world_size())
         if teacher is not None and torch.cuda.is_available():
             teacher.model.to("cuda")
         trainer = trainer_of(
             spec, student, teacher, rows, held, self.work / TRAINER, [report] if self.rank == 0 else [],
             (self.work / "train-stop").exists,
         )  # fmt: skip
-        report.passes = passes(spec, len(trainer.train_dataset))
-        started = time.monotonic()
+        report.done = lambda: _done(student, trainer.work.tolist())
         trainer.go_on()
         self._whole = trainer.weights() if spec.sharding else {}
         metrics.update(
             epochs=round(float(trainer.state.epoch or 0), 4), steps=trainer.state.global_step,
-            train_seconds=round(time.monotonic() - started, 3), packed=trainer.packed,
-            step_seconds=report.step_seconds, **report.speed(trainer.state),
+            train_seconds=round(trainer.seconds, 3), packed=trainer.packed,
+            step_seconds=report.step_seconds, **report.speed(),
         )  # fmt: skip
         state = trainer.state
         logged = next((line for line in reversed(state.log_history) if "loss" in line), {})
@@ -236,3 +232,8 @@ class Session:
         (place / "losses.csv").write_text("step,loss\n" + "".join(f"{s},{v}\n" for s, v in losses))
         draw_curve(losses, held_out(history), metrics, place / "curve.png")
         (place / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def _done(student: Student, work: Sequence[float]) -> tuple[float, float]:
+    """(tokens, operations) of rows with such moments."""
+    return tokens_of(student.seq2seq, work), training_flops(student.model, work)

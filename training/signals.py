@@ -7,6 +7,7 @@ it was made of. 8 bytes for each of the k tokens of a position: 512 of them at k
 
 import itertools
 import json
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -84,9 +85,7 @@ def capture(
     place, workers = cache_of(spec), spec.workers
     assert place is not None
     place.mkdir(parents=True, exist_ok=True)
-    (place / ABOUT).write_text(json.dumps(made_of(spec), indent=2) + "\n")
-    for part in place.glob("*.new"):
-        part.unlink()
+    _written(place / ABOUT, lambda new: new.write_text(json.dumps(made_of(spec), indent=2) + "\n"))
     told = spec.model_dump(mode="json", by_alias=True)
     outcome_of(ray.remote(max_retries=2, num_cpus=1)(_prepare).remote(told, store))
     share = {"num_cpus": ray.cluster_resources().get("CPU", 1) // workers or 1}
@@ -109,7 +108,21 @@ def capture(
     finally:
         for one in actors:
             ray.kill(one)
+    if done == shards:
+        for part in place.glob("*.new"):  # of passes that were killed
+            part.unlink(missing_ok=True)
     return bool(done == shards)
+
+
+def _written(file: Path, write: Callable[[Path], Any]) -> None:
+    """Put a file there whole, beside another training that may write the same cache."""
+    new = file.with_name(f"{file.name}.{uuid.uuid4().hex}.new")
+    write(new)
+    try:
+        new.replace(file)
+    except FileNotFoundError:  # the other one has all of it, and has tidied up
+        if not file.exists():
+            raise
 
 
 def _shard(place: Path, number: int) -> Path:
@@ -165,9 +178,8 @@ class Capture:
         assert self._place is not None
         rows = self._rows[number * SHARD : (number + 1) * SHARD]
         found = [line for at in range(0, len(rows), BATCH) for line in self._lines(rows[at : at + BATCH])]
-        new = _shard(self._place, number).with_suffix(".new")
-        pq.write_table(pa.Table.from_pylist(found, SCHEMA), new, compression="zstd")
-        new.replace(_shard(self._place, number))
+        table = pa.Table.from_pylist(found, SCHEMA)
+        _written(_shard(self._place, number), lambda new: pq.write_table(table, new, compression="zstd"))
         return len(rows)
 
     def _lines(self, rows: Sequence[TokenRow]) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """How much work a training step is, and what share of its device's peak it reaches (MFU, arXiv 2204.02311, B)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,8 @@ import numpy as np
 # Dense bfloat16 operations a second by a part of the device's name (NVIDIA's data sheets, read 2026-11-25).
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
          "A10": 125e12, "B200": 2250e12}  # fmt: skip
+LEARNED, FROZEN = 6.0, 4.0  # operations of a weight that meets a token: 2 forward, 2 for what is below, 2 for itself
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # a config's names for how many there are
 
 
 def peak_of(device: str) -> float | None:
@@ -14,53 +17,63 @@ def peak_of(device: str) -> float | None:
     return next((peak for name, peak in PEAKS.items() if name in device), None)
 
 
-def training_flops(model: Any, sizes: np.ndarray) -> float:
-    """Operations of one pass forward and back over rows of such `sizes` (see `rows.sizes_of`): 6 for each weight and
-    token that it meets, and attention's.
+def moments(sizes: np.ndarray) -> np.ndarray:
+    """What of rows of such `sizes` (see `rows.sizes_of`; a read and b with a loss) decides their work, (5,): the sums
+    of a, b, a^2, b^2 and ab."""
+    read, learned = sizes.astype(float).T
+    return np.array([x.sum() for x in (read, learned, read**2, learned**2, read * learned)])
 
-    The vocabulary's head meets labelled tokens alone (see `aligned`); of an encoder-decoder each side meets its own
-    tokens. What activation checkpointing computes twice is not counted twice.
+
+def tokens_of(seq2seq: bool, found: Sequence[float]) -> float:
+    """Tokens of rows with such `moments`: of an encoder-decoder those of both sides."""
+    return found[0] + found[1] if seq2seq else found[0]
+
+
+def training_flops(model: Any, found: Sequence[float]) -> float:
+    """Operations of one pass forward and back over rows with such `moments`: those of each weight and token that it
+    meets, and attention's.
+
+    The vocabulary's head meets labelled tokens alone (see `aligned`), an expert its share of the tokens; of an
+    encoder-decoder each side meets its own tokens. What activation checkpointing computes twice is not counted twice,
+    and neither a teacher's work nor that of sampling is counted.
     """
     config = model.config
-    head = config.vocab_size * config.hidden_size
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    head_work = LEARNED * config.vocab_size * config.hidden_size if head is None else _work(head)
+    read, learned, read_squared, learned_squared, crossing = found
     if not config.is_encoder_decoder:
-        body = _weights(model) - head * (1 if _is_tied(model) else 2)
-        layers, width = config.num_hidden_layers, config.hidden_size
-        tokens, labelled = sizes.sum(0).tolist()
-        squares = float((sizes[:, 0] ** 2).sum())
-        return 6.0 * (body * tokens + head * labelled + layers * width * squares)
-    encoder, decoder, crossed = _sides(model)
-    into, out = sizes.T
+        attention = LEARNED * config.num_hidden_layers * config.hidden_size * read_squared
+        return float(_body(model, model) * read + head_work * learned + attention)
+    encoder, decoder = _body(model, model.get_encoder()), _body(model, model.get_decoder())
+    crossed = _body(model, model, ("EncDecAttention.k.", "EncDecAttention.v.", "encoder_attn.k_proj.w",
+                                   "encoder_attn.v_proj.w"))  # fmt: skip
     width = config.num_heads * config.d_kv if hasattr(config, "d_kv") else config.hidden_size
-    within = 2 * config.num_layers * (into**2).sum() if hasattr(config, "num_layers") else 0
-    beside = _decoder_layers(config) * (out**2 + 2 * into * out).sum()
-    weights = (encoder + crossed) * into.sum() + (decoder - crossed + head) * out.sum()
-    return float(6.0 * (weights + width * (within + beside)))
+    within = 2 * config.num_layers * read_squared if hasattr(config, "num_layers") else 0.0
+    beside = _decoder_layers(config) * (learned_squared + 2 * crossing)
+    weights = (encoder + crossed) * read + (decoder - crossed + head_work) * learned
+    return float(weights + LEARNED * width * (within + beside))
 
 
-def _weights(model: Any) -> int:
-    return sum(p.numel() for p in model.parameters())
+def _work(weight: Any) -> float:
+    return float(weight.numel()) * (LEARNED if weight.requires_grad else FROZEN)
 
 
-def _is_tied(model: Any) -> bool:
-    head = model.get_output_embeddings()
-    return head is None or head.weight is model.get_input_embeddings().weight
+def _body(model: Any, part: Any, only: Sequence[str] = ("",)) -> float:
+    """Operations a token of a part's weights, embeddings and head apart, of those whose names hold one of `only`."""
+    both = model.get_input_embeddings(), model.get_output_embeddings()
+    ends = {id(getattr(end, "weight", None)) for end in both}
+    share = _chosen(model.config)
+    return sum(
+        _work(p) * (share if ".experts." in name else 1.0) for name, p in part.named_parameters()
+        if id(p) not in ends and any(one in name for one in only)
+    )  # fmt: skip
+
+
+def _chosen(config: Any) -> float:
+    """The share of a layer's experts that a token meets."""
+    experts = next((count for name in EXPERTS if (count := getattr(config, name, None))), 1)
+    return float(getattr(config, "num_experts_per_tok", None) or 1) / experts
 
 
 def _decoder_layers(config: Any) -> int:
     return int(getattr(config, "num_decoder_layers", None) or config.num_hidden_layers)
-
-
-def _sides(model: Any) -> tuple[int, int, int]:
-    """(weights of the encoder, of the decoder, of the decoder's keys and values over the encoder), embeddings apart."""
-    embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
-
-    def count(part: Any) -> int:
-        return sum(p.numel() for p in part.parameters() if id(p) not in embeddings)
-
-    crossed = sum(
-        p.numel() for name, p in model.named_parameters()
-        if any(part in name for part in ("EncDecAttention.k.", "EncDecAttention.v.", "encoder_attn.k_proj.w",
-                                         "encoder_attn.v_proj.w"))
-    )  # fmt: skip
-    return count(model.get_encoder()), count(model.get_decoder()), crossed

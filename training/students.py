@@ -206,10 +206,19 @@ def pretrained(name: str, role: str = "student") -> Student:
         config = config_of(name)
         tokenizer = tokenizer_of(name, role)
         kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-        model = kind.from_pretrained(_place(name), dtype=torch.float32)
+        model, told = kind.from_pretrained(_place(name), dtype=torch.float32, output_loading_info=True)
+        _require_weights(model, told["missing_keys"], f"{role} {name}")
         # BART's are told to write some tokens whatever they think: no response that is learned here has them.
         model.generation_config.update(forced_bos_token_id=None, forced_eos_token_id=None)
         return Student(model, tokenizer)
+
+
+def _require_weights(model: Any, missing: Iterable[str], what: str) -> None:
+    """`SpecError` where a model would have random weights for some that its files lack, or holds what is no number."""
+    if lacking := sorted(missing):
+        raise SpecError(f"{what}: its files lack {len(lacking)} weights, as {lacking[0]}", "download or save it again")
+    if odd := next((name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())), None):
+        raise SpecError(f"{what}: {odd} holds what is no number", "its training went astray: choose another")
 
 
 def _place(name: str) -> str:

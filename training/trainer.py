@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import transformers
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -22,13 +21,14 @@ from schemas.objective import Gkd, MiniLLM, samples
 from schemas.student import TrainingSpec
 from training import sharding
 from training.aligned import packs
-from training.checkpoints import Saving, keep, newest, restore, step_of, written
+from training.checkpoints import Saving, keep, newest, readable, restore, step_of, written
 from training.evaluate import held_out_sums
 from training.learner import Learner, counts_of, without_dropout
 from training.order import Shuffled
 from training.rollout import Rollouts
 from training.rows import BLANK, Bins, Collator, Filled, TokenRow, pack, sizes_of
 from training.signals import Signals, cache_of
+from training.speed import moments
 from training.students import Student
 from training.teacher import Teacher, vocabulary_with
 
@@ -56,6 +56,7 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         self._seq2seq = bool(learner.model.config.is_encoder_decoder)
         self._since_check: list[tuple[list[str], Tensor]] = []
         self._steps = 0  # since the loss was logged
+        self.work = torch.zeros(5, dtype=torch.float64, device=self.args.device)  # moments of the rows of this start
         self._taken: list[str] = []  # records of the step, on this worker
         self._order = order
         if sharded:
@@ -65,6 +66,11 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         self._sharded = sharded
         if rollouts is not None:
             rollouts.reduce = lambda tensor: self.accelerator.reduce(tensor, "sum")
+
+    @property
+    def seconds(self) -> float:
+        """That the training has taken, over all its starts."""
+        return self._saving.seconds
 
     @property
     def was_stopped(self) -> bool:
@@ -88,8 +94,11 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         self._taken = [row.record for batch in batches for row in batch["rows"] if row.task != BLANK]
         if self._rollouts is not None:
             batches = self._sampled(self._rollouts, batches)
-        counts = torch.stack([counts_of(batch, self._seq2seq) for batch in batches]).sum(0).to(device)
-        return batches, self.accelerator.reduce(counts, "sum")
+        counts = torch.stack([counts_of(batch, self._seq2seq) for batch in batches]).sum(0)
+        work = moments(sizes_of([row for batch in batches for row in batch["rows"] if row.task != BLANK]))
+        told = self.accelerator.reduce(torch.cat([counts.double(), torch.from_numpy(work)]).to(device), "sum")
+        self.work += told[len(counts) :]
+        return batches, told[: len(counts)].float()
 
     def _sampled(self, rollouts: Rollouts, batches: list[Any]) -> list[Any]:
         sample = functools.partial(rollouts.sampled, batches, self.state.global_step)
@@ -192,17 +201,11 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         ours = self._learning()
-        try:
+        with readable(resume_from_checkpoint):
             kept = load_file(Path(resume_from_checkpoint, WEIGHTS))  # on the CPU: a worker's cpu:0 is no name of it
             odd = sorted(kept.keys() ^ ours.keys()) or [n for n, p in ours.items() if p.shape != kept[n].shape]
-            what = odd[0] if odd else ""
-        except (OSError, SafetensorError) as error:
-            what = str(error).strip().splitlines()[0][:200]
-        if what:
-            raise LimbeckError(
-                f"{resume_from_checkpoint}: a checkpoint of another model, or a damaged one: {what}",
-                "remove it to begin anew, or choose another --out",
-            )
+            if odd:
+                raise ValueError(odd[0])
         if self._sharded:
             sharding.put_weights(self._learner, kept)
             return
@@ -220,12 +223,21 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self._sharded or checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
             return
-        kept = torch.load(Path(checkpoint, OPTIMIZER), map_location="cpu", weights_only=True)
+        with readable(checkpoint):
+            for name in (OPTIMIZER, SCHEDULER):
+                Path(checkpoint, name).stat()  # the stock one begins with new ones where they are not there
+            if not self._sharded:
+                super()._load_optimizer_and_scheduler(checkpoint)
+                return
+            kept = torch.load(Path(checkpoint, OPTIMIZER), map_location="cpu", weights_only=True)
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER), weights_only=True))
         sharding.put_optimizer_state(self._learner, self.optimizer, kept)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER), weights_only=True))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with readable(checkpoint or ""):
+            super()._load_rng_state(checkpoint)
 
     def _learning(self) -> dict[str, Tensor]:
         return {name: p for name, p in self._learner.named_parameters() if p.requires_grad}
@@ -238,10 +250,14 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
     def go_on(self) -> int:
         """Train from the newest checkpoint, where there is one, to the end; the step that it began at."""
         found = newest(Path(self.args.output_dir))
-        if found is not None and self._rollouts is not None:
-            restore(self._rollouts, found)
-        if found is not None and self._saving.ended_at(found):  # killed after an early stop
-            self.state = transformers.TrainerState.load_from_json(str(found / "trainer_state.json"))
+        goes_on = True
+        if found is not None:
+            with readable(found):
+                goes_on = self._saving.goes_on_from(found)
+                self.state = transformers.TrainerState.load_from_json(str(found / "trainer_state.json"))
+                if self._rollouts is not None:
+                    restore(self._rollouts, found)
+        if found is not None and not goes_on:  # killed after an early stop
             self._load_from_checkpoint(str(found))
         else:
             self.train(resume_from_checkpoint=None if found is None else str(found))
@@ -258,13 +274,6 @@ def visits_of(spec: TrainingSpec) -> int:
 def workers_now() -> int:
     """Workers at work, which may be fewer than the spec's."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def passes(spec: TrainingSpec, bins: int) -> float:
-    """How often a training sees its rows, which are packed into so many bins."""
-    if spec.steps is None:
-        return spec.epochs * visits_of(spec)
-    return spec.steps * spec.batch_size * spec.accumulation * spec.workers / bins
 
 
 def _some(records: Sequence[str]) -> str:
@@ -331,7 +340,8 @@ def _arguments(spec: TrainingSpec, bins: int, out: Path) -> transformers.Trainin
         num_train_epochs=spec.epochs, max_steps=spec.steps or -1,
         learning_rate=spec.learning_rate, seed=spec.seed, warmup_steps=int(spec.warmup * steps),
         lr_scheduler_type="constant_with_warmup" if spec.schedule == "constant" else spec.schedule,
-        weight_decay=spec.weight_decay,
+        weight_decay=spec.weight_decay, adam_beta1=spec.betas[0], adam_beta2=spec.betas[1],
+        max_grad_norm=spec.max_grad_norm,
         logging_steps=max(1, steps // 200), logging_nan_inf_filter=False, report_to="none",
         save_strategy="steps", save_steps=steps, metric_for_best_model="loss" if spec.checkpoints.best else None,
         disable_tqdm=True, remove_unused_columns=False, use_cpu=not cuda, bf16=bf16, dataloader_pin_memory=cuda,

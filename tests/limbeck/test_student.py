@@ -72,3 +72,20 @@ def test_a_spec_may_be_a_file_a_dict_or_validated(spec: TrainingSpec, tmp_path: 
         limbeck.train({**keys, "epoch": 3}, tmp_path / "out")
     with pytest.raises(limbeck.LimbeckError, match="spec: of type int"):
         limbeck.plan(3)  # type: ignore[arg-type]
+
+
+SOUND = {"steps": 40, "rows_too_long": 0, "rows_cut": 0, "loss_before": 3.0, "loss_before_high": 3.2, "loss_after": 1.0,
+         "loss_after_low": 0.9}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [({}, None), ({"steps": 3}, "took 3 steps"), ({"rows_too_long": 2}, "2 rows took no part"),
+     ({"rows_cut": 4}, "4 rows were cut"),
+     ({"loss_after": 9.0, "loss_after_low": 8.5}, "held out rose from 3.00 to 9.00"),
+     ({"loss_after": 3.3, "loss_after_low": 3.1}, None),  # the intervals meet
+     ({"loss_fine_tuned": 0.5, "loss_fine_tuned_high": 0.6}, "rose from 0.50 to 1.00")],
+)  # fmt: skip
+def test_what_a_student_s_user_should_know_is_said(told: dict[str, Any], said: str | None) -> None:
+    found = jobs.remarks({**SOUND, **told})
+    assert len(found) == (said is not None) and (said or "") in "".join(found)

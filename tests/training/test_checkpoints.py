@@ -1,6 +1,7 @@
 """Trainings that are stopped, killed, resumed, or ended early."""
 
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,43 @@ def test_a_checkpoint_of_another_model_is_told(tmp_path: Path) -> None:
     second, _ = trainer("t5", tmp_path)
     with pytest.raises(LimbeckError, match="checkpoint-2: a checkpoint of another model"):
         second.go_on()
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "rollouts-0.json"]
+)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_goes_on(name: str, tmp_path: Path) -> None:
+    sampling = {"name": "minillm", "reuse": 3, "max_new_tokens": 2}
+    how: dict[str, Any] = {"objective": sampling, "teacher": taught("llama"), "checkpoints": {"every": 2, "keep": 2}}
+    first, _ = trainer("llama", tmp_path, stop_at=4, **how)
+    first.go_on()
+    torn = tmp_path / "checkpoint-4" / name
+    torn.write_bytes(torn.read_bytes()[:9])
+    second, _ = trainer("llama", tmp_path, **how)
+    with pytest.raises(LimbeckError, match=r"checkpoint-4: .*damaged") as caught:
+        second.go_on()
+    assert "remove it to go on from the one before it" in caught.value.hint
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    third, _ = trainer("llama", tmp_path, **how)
+    assert third.go_on() == 2 and third.state.global_step == 36
+
+
+def test_an_optimizer_that_is_gone_is_told_too(tmp_path: Path) -> None:
+    first, _ = trainer("llama", tmp_path, stop_at=2)
+    first.go_on()
+    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
+    second, _ = trainer("llama", tmp_path)
+    with pytest.raises(LimbeckError, match=r"checkpoint-2: .*damaged.*optimizer\.pt"):
+        second.go_on()
+
+
+def test_the_time_of_all_starts_is_told(tmp_path: Path) -> None:
+    first, _ = trainer("llama", tmp_path, stop_at=6)
+    first.go_on()
+    (tmp_path / "checkpoint-6" / WHOLE).write_text("3600.0")  # an hour until then
+    second, _ = trainer("llama", tmp_path)
+    second.go_on()
+    assert 3600 < second.seconds < 3660
 
 
 def test_a_gradient_that_is_no_number_leaves_the_checkpoint_before(tmp_path: Path) -> None:

@@ -232,6 +232,37 @@ def test_a_row_that_is_no_conversation_is_told_with_its_line(jsonl: Callable[...
         check_data(TrainingData(path=str(jsonl([{"messages": turns}] * 2)), form="messages"))
 
 
+def test_text_in_parts_is_text(jsonl: Callable[..., Path]) -> None:
+    parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "?"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "Hi."}]
+    chat = TrainingData(path=str(jsonl([{"messages": turns}] * 2)), form="messages")
+    assert [(one.prompt, one.response) for one in load_pairs(chat)] == [("Hi?\n\n", "Hi.")] * 2
+
+
+@pytest.mark.parametrize(
+    ("turn", "holds"),
+    [({"content": None, "tool_calls": [{"id": "1"}]}, "holds tool_calls"), ({"content": None}, "has no text"),
+     ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "holds image_url")],
+    ids=lambda x: x if isinstance(x, str) else "",
+)  # fmt: skip
+def test_a_turn_without_text_is_told_with_what_it_holds(
+    jsonl: Callable[..., Path], turn: dict[str, Any], holds: str
+) -> None:
+    turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", **turn}, {"role": "assistant", "content": "x"}]
+    with pytest.raises(SpecError, match=rf"rows\.jsonl:1: turn 2 of 'messages' {holds}: students learn text alone"):
+        check_data(TrainingData(path=str(jsonl([{"messages": turns}] * 2)), form="messages"))
+
+
+def test_what_an_encoder_reads_ends_as_its_tokenizer_ends_a_text() -> None:
+    ending = train_tokenizer(["Say hello. Hello people!"], 300)
+    ending.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", ending.eos_token_id)]
+    )
+    for cut_prompts in (False, True):
+        (row,), _ = token_rows([Pair("one " * 50, "red")], ending, 16, None, True, cut_prompts)
+        assert len(row.input_ids) == 16 and row.input_ids[-1] == ending.eos_token_id and row.cut
+
+
 def test_ids_that_stand_twice_are_told_apart(jsonl: Callable[..., Path]) -> None:
     data = TrainingData(path=str(jsonl([{"id": "a", "prompt": "p", "response": "r"}] * 3)))
     assert [one.record for (one,) in list_of(data, Sft())] == ["a", "a#2", "a#3"]
