@@ -1,10 +1,10 @@
 """Each white-box objective beside more fine-tuning: how near a student comes to its teacher on rows held out.
 
-    python benchmarks/objectives.py [kd minillm] [--data FILE --fields prompt=instruction,response=answer] [--steps 20]
+    python benchmarks/objectives.py [kd minillm] [--data FILE --fields prompt=instruction,response=answer] [--steps 100]
 
 As in the papers of the on-policy objectives, the teacher (SmolLM2-135M) is fine-tuned on the responses first, and so is
 the student, its teacher cut to a fifth of the layers. Then every objective goes on from that same student for as many
-steps, on the same rows. KL in nats a response token, on rows that none of them has learned.
+steps, on the same rows. KL in nats a response token, on 64 rows that none of them has learned, with 95 % intervals.
 """
 
 import argparse
@@ -32,6 +32,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "minillm": {"objective": {"name": "minillm", "max_new_tokens": 24, "reuse": 2}},
 }  # fmt: skip
 CHARACTERS = 250  # of a prompt and its response together: two cores take longer ones too long
+ENDS = ("", "_low", "_high")  # of an interval
 SHOWN = ("forward_kl", "reverse_kl", "loss", "rouge_l")
 
 
@@ -53,8 +54,9 @@ def main() -> None:
     parser.add_argument("ways", nargs="*", help=f"of {'; '.join(WAYS)}: all of them where none is named")
     parser.add_argument("--data", default=str(ROOT / "examples" / "students" / "pairs.jsonl"))
     parser.add_argument("--fields", default="", help="as in prompt=question,response=answer")
-    parser.add_argument("--rows", type=int, default=400, help="that are taken from its start")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=1200, help="that are taken from its start")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if unknown := set(options.ways) - WAYS.keys():
         parser.error(f"no such way: {', '.join(unknown)}")
@@ -65,7 +67,7 @@ def main() -> None:
         rows = _first_rows(Path(options.data), fields, options.rows, place / "rows.jsonl")
         shared = {
             "data": {"path": str(rows)}, "batch_size": 8, "max_length": 96, "packing": False,
-            "steps": options.steps, "learning_rate": 1.0e-4, "eval_rows": 24,
+            "steps": options.steps, "learning_rate": 1.0e-4, "eval_rows": 64, "seed": options.seed,
         }  # fmt: skip
         trained({**shared, "student": MODEL, "learning_rate": 3.0e-5}, place / "teacher")
         shared["teacher"] = teacher = str(place / "teacher" / "student")
@@ -79,9 +81,9 @@ def main() -> None:
             found[name] = trained({**shared, "student": student, "objective": objective}, place / f"{number}")
     table = Table("objective", *SHOWN, "seconds", title=f"{options.steps} steps of 8 rows from one fine-tuned student")
     for name, metrics in found.items():
-        cells = (f"{metrics[f'{one}_after']:.3f}" for one in SHOWN)
+        cells = ("{:.3f} [{:.3f}, {:.3f}]".format(*(metrics[f"{one}_after{end}"] for end in ENDS)) for one in SHOWN)
         table.add_row(name, *cells, f"{metrics['train_seconds']:.0f}")
-    Console().print(table)
+    Console(width=140).print(table)
 
 
 def _first_rows(data: Path, fields: dict[str, str], count: int, out: Path) -> Path:
