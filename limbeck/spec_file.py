@@ -130,6 +130,7 @@ def resolve_paths(spec: dict[str, Any], folder: Path) -> None:
     teachers = spec.get("teachers")
     lanes = [t for t in teachers if isinstance(t, dict)] if isinstance(teachers, list) else []
     places = [(lane, "model") for lane in lanes if lane.get("provider") == "embedded"]
+    places += [(lane, "path") for lane in lanes]
     judged = [part for part in (spec, spec.get("evaluate")) if isinstance(part, dict) and "students" in part]
     for part in judged:
         part["students"] = students = named(part["students"])

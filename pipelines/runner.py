@@ -26,8 +26,10 @@ from pipelines.harvest import (
     shown_rejections,
 )  # fmt: skip
 from pipelines.publish import Published, publish
+from pipelines.recorded import index_recordings, recordings_digest
 from pipelines.report import keep_for_report, write_report
 from pipelines.reuse import reuse, touching, unanswered
+from pipelines.rounds import all_written, reject_surplus, rounds
 from pipelines.rundir import RunDirectory, installed_versions, move_folder, replace_text
 from pipelines.source import Row, Scan, scan
 from schemas.call import Call
@@ -48,7 +50,6 @@ from services.teachers.credentials import lane_key
 
 SAVE_EVERY_S = 1.0
 TOO_FEW = "instructions where"
-ROUNDS = 4  # of asking for more instructions while fewer than wanted were written
 COPIES = 4  # of a row's text on disk: staged, published, as messages, in the report
 STATES: dict[type[LimbeckError], State] = {BudgetExhausted: "exhausted", Interrupted: "interrupted"}
 Watch = Callable[[Manifest], None]
@@ -68,6 +69,7 @@ class Run:
     _scan: Scan = field(init=False)
     _earlier: JobSpec | None = field(init=False, default=None)
     _edited: list[str] = field(init=False, default_factory=list)  # files that say something else than last time
+    _rewritten: bool = field(init=False, default=False)  # whether recorded answers are others than last time
     _changes: list[str] = field(init=False, default_factory=list)
     _base: Totals = field(init=False)
     _schemas: list[str | None] = field(init=False)  # that the journal's calls went out with
@@ -104,11 +106,11 @@ class Run:
             self._check_sizes()
         self.directory.require_space(self.most_rows, student, COPIES * self._scan.bytes)
         self.manifest = self.directory.manifest() or Manifest(name=self.spec.name, pipeline=self.spec.pipeline)
-        self._note_contents(cot.digest_of(exemplars))
-        self.manifest.notes = self._moved_servers()
+        self._note_contents(cot.digest_of(exemplars), recordings_digest(self.spec.teachers))
+        self.manifest.notes = self._moved_servers() + self._rewritten_recordings()
         self.manifest.seconds["scan"] = round(time.monotonic() - started, 3)
 
-    def _note_contents(self, exemplars: str) -> None:
+    def _note_contents(self, exemplars: str, recordings: str) -> None:
         """What the files hold that the spec names; and which of them were edited since the last start."""
         before = self.manifest.source_digest, self.manifest.exemplars_digest
         now = self._scan.digest, exemplars
@@ -116,6 +118,8 @@ class Run:
         self._edited = [name for name, was, is_ in named if was and was != is_]
         self.manifest.rows.source = self._scan.rows
         self.manifest.source_digest, self.manifest.exemplars_digest = now
+        was, self.manifest.recordings_digest = self.manifest.recordings_digest, recordings
+        self._rewritten = bool(was) and was != recordings
 
     @property
     def journal(self) -> Journal:
@@ -148,6 +152,11 @@ class Run:
             f"choose another --out to ask {t.base_url or 'the provider'} for all of them"
             for t in moved
         ]
+
+    def _rewritten_recordings(self) -> list[str]:
+        if not self._rewritten:
+            return []
+        return ["recorded answers have changed: those that were taken are kept; choose another --out for the new ones"]
 
     def _check_sizes(self) -> None:
         """`SpecError` for rows that no lane's limits or context can ever hold, unless rows may be rejected."""
@@ -253,7 +262,7 @@ class Run:
 
     def _say_what_is_reused(self, earlier: JobSpec) -> None:
         with self._answers() as answers:
-            written = self._all_written(answers)
+            written = all_written(self.spec, self._scan.duplicates, answers)
             now, before = self._plan_of(self.spec, written), self._plan_of(earlier, written)
             asked = reuse(now, before, self._changes, answers, self._edited, self.retry_failed, self._schemas)
             self.manifest.notes.append(asked.line)
@@ -309,6 +318,7 @@ class Run:
         fleet = Fleet(
             list(self.spec.teachers), self.journal, caps_of(self.spec.budget), self._base,
             self.workers, tag_for(self.journal.read()), self.retry_failed,
+            index_recordings(self.spec.teachers, self.directory),
         )  # fmt: skip
         with fleet:
             plan = self.plan() if self.spec.pipeline == "cot" else self._write_instructions(fleet)
@@ -368,20 +378,13 @@ class Run:
         written: list[instruct.Written] = []
         if wanted.generate:
             with self.stage("instructions"):
-                for plan in self._rounds(wanted):
+                for plan in rounds(self.spec, self._scan.duplicates):
                     self._send(fleet, plan, plan.count)
                     with self._answers() as answers:
                         written += instructions_of(plan, answers)[0]
                     if len(written) >= wanted.generate:
                         break
         return self._plan_of(self.spec, written)
-
-    def _rounds(self, wanted: Instruct) -> Iterator[instruct.Instructions]:
-        """Rounds of the same size, so that which calls exist never depends on timing."""
-        pool = instruct.example_pool(self.spec.source, self._scan.duplicates, self.spec.sampling.draws)
-        size = -(-wanted.generate // wanted.per_call)
-        for number in range(ROUNDS):
-            yield instruct.Instructions(pool, wanted, instruct.sampling_of(self.spec), number * size, size)
 
     @contextmanager
     def _answers(self) -> Iterator[Answers]:
@@ -394,13 +397,7 @@ class Run:
     def _partial_plan(self) -> RowPlan:
         """What can be published of a run that stopped: instructions that were written, if any, and their answers."""
         with self._answers() as answers:
-            return self._plan_of(self.spec, self._all_written(answers))
-
-    def _all_written(self, answers: Answers) -> list[instruct.Written]:
-        """Every instruction that the journal holds, in call order."""
-        if not self._instruct().generate:
-            return []
-        return [item for plan in self._rounds(self._instruct()) for item in instructions_of(plan, answers)[0]]
+            return self._plan_of(self.spec, all_written(self.spec, self._scan.duplicates, answers))
 
     def _reader(self, plan: RowPlan) -> Read:
         checks = self.spec.validation
@@ -451,23 +448,11 @@ class Run:
         )  # fmt: skip
 
     def _instruction_rejections(self, plan: RowPlan, answers: Answers, rejected: Rejections) -> tuple[int, int]:
-        """Reject calls that brought no instruction and instructions beyond those wanted; (both, and all that were
-        written)."""
-        if not isinstance(plan, instruct.Responses) or not self._instruct().generate:
+        """Of a run that writes instructions: (those and calls without one, instructions)."""
+        wanted = self._instruct().generate
+        if not isinstance(plan, instruct.Responses) or not wanted:
             return 0, 0
-        wanted, total, candidates = self._instruct().generate, 0, 0
-        for round_plan in self._rounds(self._instruct()):
-            if total >= wanted:
-                break  # a start without an outage would not have asked the rounds that follow
-            written, empty = instructions_of(round_plan, answers)
-            rejected.open += sum(map(answers.is_open, round_plan.calls()))
-            for rejection in empty:
-                rejected.failed += rejection.reason != "no_instruction"
-                rejected.add(rejection)
-            for item in written[max(0, wanted - total) :]:
-                rejected.add(Rejection(item.id, "instructions", "surplus", f"{wanted} were wanted", item.text))
-            total += len(written)
-            candidates += len(written) + len(empty)
+        candidates, total = reject_surplus(self.spec, self._scan.duplicates, answers, rejected)
         if total < wanted:
             self.warn(f"the teacher wrote {total} {TOO_FEW} {wanted} were wanted")
         return candidates, total

@@ -54,7 +54,7 @@ class Malformed:
             object.__setattr__(self, name, getattr(self, name).encode("utf-8", "backslashreplace").decode())
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
+def _parquet(file: Path, what: str) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -63,25 +63,25 @@ def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
         table = pq.ParquetFile(file)
         names = table.schema_arrow.names
         if twice := {name for name in names if names.count(name) > 1}:
-            raise SpecError(f"source malformed: {file}: column {min(twice)!r} stands twice", "rename one of them")
+            raise SpecError(f"{what} malformed: {file}: column {min(twice)!r} stands twice", "rename one of them")
         for batch in table.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 yield f"{file} row {number}", row
                 number += 1
     except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         where = f"{file} from row {number}"
-        raise SpecError(f"source malformed: {where}: {error}", "is it a whole parquet file, its text UTF-8?") from None
+        raise SpecError(f"{what} malformed: {where}: {error}", "is it a whole parquet file, its text UTF-8?") from None
 
 
-def entries(path: str) -> Iterator[tuple[str, Any]]:
-    """(where, raw line or object) of every entry."""
+def entries(path: str, what: str = "source") -> Iterator[tuple[str, Any]]:
+    """(where, raw line or object) of every entry. `what` says which part of a spec named the path."""
     if path.startswith("hf:"):
         import datasets
 
-        yield from hub_rows(path.removeprefix("hf:"), "source", datasets.load_dataset)
+        yield from hub_rows(path.removeprefix("hf:"), what, datasets.load_dataset)
         return
-    for file in files_of(path, "source"):
-        yield from _parquet(file) if file.suffix == ".parquet" else text_entries(file, "source")
+    for file in files_of(path, what):
+        yield from _parquet(file, what) if file.suffix == ".parquet" else text_entries(file, what)
 
 
 class RowReader:

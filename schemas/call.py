@@ -69,6 +69,7 @@ class VerdictKind(StrEnum):
     MALFORMED = "malformed_answer"  # status 200, and nothing of the dialect in the body; it may be paid for
     BAD_REQUEST = "bad_request"
     TOO_LARGE = "too_large"  # beyond what the lane takes in one request
+    NOT_RECORDED = "not_recorded"  # by a recorded teacher: it has no answer to the row
     REFUSED = "refused"  # by the provider's policy, before an answer
     AUTH = "auth"
     OUT_OF_MONEY = "out_of_money"

@@ -113,9 +113,18 @@ class Teacher(Strict):
     """One lane."""
 
     provider: Literal["openai", "anthropic", "embedded", "recorded", "scripted"] = Field(
-        description="openai and anthropic: these or any compatible server; embedded: a local model; scripted: made up"
+        description="openai and anthropic: these or any compatible server; embedded: a local model; recorded: answers "
+        "that are there already; scripted: made up"
     )
     model: str = Field("", description="the model's name; for `embedded` smollm2-135m or the path of a .gguf file")
+    path: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="recorded: jsonl, jsonl.gz, json, csv or parquet (file, glob, directory), or a run directory. Rows "
+        "with the same prompt share the answer to the first of them",
+    )
+    fields: dict[Literal["id", "raw"], Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=dict, description="recorded: the columns of the row's id and of the answer's text"
+    )
     api: Literal["chat", "responses"] = Field("chat", description="openai only")
     base_url: str | None = Field(
         None, description="any compatible server, ending in /v1 for openai, not for anthropic; null: the provider's own"
@@ -142,12 +151,9 @@ class Teacher(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _built(cls, values: Any) -> Any:
-        # Said first: a spec for it has keys that are unknown as yet.
+    def _own_address(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        if values.get("provider") == "recorded":
-            raise ValueError("provider 'recorded' is not built yet; openai, anthropic, embedded and scripted are")
         url, own = values.get("base_url"), PROVIDERS.get(str(values.get("provider")))
         if own is not None and isinstance(url, str) and url.rstrip("/").lower() == own.url:
             return {**values, "base_url": None}  # written out, it is the provider all the same
@@ -160,6 +166,10 @@ class Teacher(Strict):
             raise ValueError(f"api {self.api!r} goes with provider openai")
         if self.lane != "online":
             raise ValueError(f"lane {self.lane!r} is not built yet; online is")
+        if (self.path is None) == (self.provider == "recorded"):
+            raise ValueError("provider recorded and path: FILE or RUN go together")
+        if self.fields and self.path is None:
+            raise ValueError("fields go with provider recorded")
         if (own is not None or self.provider == "embedded") and not self.model:
             raise ValueError("model is required")
         if own is not None and not own.base_ends and self.base_url is not None and self.base_url.endswith("/v1"):

@@ -62,6 +62,7 @@ class Manifest(_Part):
     stage: str = ""
     source_digest: str = ""
     exemplars_digest: str = ""
+    recordings_digest: str = ""
     rows: Rows = Rows()
     calls: Calls = Calls()
     spend: Spend = Spend()

@@ -22,8 +22,8 @@ OWN = {
     "RAY_enable_metrics_collection": "0",
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": "86400",
-    # A SIGTERM to the whole process group (`timeout`, a batch system) ends this Ray, too. A driver waited 60 s for it to
-    # come back; one on this machine does not.
+    # A SIGTERM to the whole process group (`timeout`, a batch system) ends this Ray, too. A driver waited 60 s for it
+    # to come back; one on this machine does not.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
 CONNECTED: dict[str, bool] = {}  # Limbeck's connections, and whether it started that Ray

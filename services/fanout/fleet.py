@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class Fleet:
     workers_per_lane: int
     tag: str
     retry_failed: bool = False  # ask again for what a lane could not answer in an earlier start
+    recordings: Mapping[int, str] = field(default_factory=dict)  # by lane: the folder of a recorded teacher's index
     _lanes: list[Lane] = field(init=False, default_factory=list)
     _workers: dict[str, tuple[Lane, Any]] = field(init=False, default_factory=dict)
     _cashier: Any = field(init=False, default=None)
@@ -74,7 +75,8 @@ class Fleet:
 
         ours = cluster.shares_keys()
         accounts = [credential_id(t, None) if ours and key_variables([t]) else "" for t in self.teachers]
-        self._lanes = [Lane(n, *lane) for n, lane in enumerate(zip(self.teachers, accounts, strict=True))]
+        named = enumerate(zip(self.teachers, accounts, strict=True))
+        self._lanes = [Lane(n, *lane, self.recordings.get(n)) for n, lane in named]
         servers = [lane for lane in self._lanes if lane.teacher.provider == "embedded"]
         for lane in servers:
             _open_server(lane, len(servers))

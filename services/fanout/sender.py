@@ -31,7 +31,8 @@ SOONEST_S = 0.05  # between two renewals
 DISK_EVERY_S = 1.0
 LEASELESS_S = 60.0
 SPARE = 16  # calls that wait while the window is full, so that it stays full
-OF_THE_CALL = (VerdictKind.TOO_LARGE, VerdictKind.BAD_REQUEST)  # failures that another model may not repeat
+# Failures that another model may not repeat.
+OF_THE_CALL = (VerdictKind.TOO_LARGE, VerdictKind.BAD_REQUEST, VerdictKind.NOT_RECORDED)
 LOST = Verdict(VerdictKind.IN_DOUBT, "the worker met an error")
 
 

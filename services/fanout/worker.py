@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 
 
 class Post(NamedTuple):
-    """Where a worker stands: its name (and its segment's), its run, its lane, where an embedded teacher listens, the
-    calls in flight of a lane that has no governor, whether the lane answered an earlier start, and the account that it
-    is to use, where this process may have been started with another key."""
+    """Where a worker stands: its name (and its segment's), its run, its lane, where an embedded teacher listens or the
+    answers of a recorded one lie, the calls in flight of a lane that has no governor, whether the lane answered an
+    earlier start, and the account that it is to use, where this process may have been started with another key."""
 
     name: str
     run: str
@@ -91,7 +91,7 @@ def is_governed(teacher: Teacher) -> bool:
 
 def places(teacher: Teacher) -> int | None:
     """Calls that may be in flight, where that is known from the start."""
-    own = {"embedded": SLOTS, "scripted": FREE_WINDOW}
+    own = {"embedded": SLOTS, "scripted": FREE_WINDOW, "recorded": FREE_WINDOW}
     return teacher.limits.concurrency or own.get(teacher.provider)
 
 

@@ -1,5 +1,6 @@
 """The seam between a worker and a teacher: send a call, get raw bytes and a verdict."""
 
+from pathlib import Path
 from typing import Protocol
 
 from schemas.call import Answer, Call, Reply
@@ -22,7 +23,8 @@ class Adapter(Protocol):
 
 
 def open_adapter(teacher: Teacher, base_url: str | None = None) -> Adapter:
-    """The adapter for a lane. `base_url` is where an embedded teacher listens; otherwise the lane's own.
+    """The adapter for a lane. `base_url` is where an embedded teacher listens, or the folder of a recorded one's index;
+    otherwise the lane's own.
 
     Raises `SpecError` where the key reference does not resolve on this machine.
     """
@@ -30,6 +32,11 @@ def open_adapter(teacher: Teacher, base_url: str | None = None) -> Adapter:
         from services.teachers.scripted import ScriptedAdapter
 
         return ScriptedAdapter(teacher.name)
+    if teacher.provider == "recorded":
+        from services.teachers.recorded import RecordedAdapter
+
+        assert base_url is not None
+        return RecordedAdapter(Path(base_url))
     from services.teachers.http import HttpAdapter
 
     dialect = DIALECTS[dialect_of(teacher)]

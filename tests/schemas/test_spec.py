@@ -72,7 +72,7 @@ def test_null_or_false_turns_a_curation_step_off(off: Any) -> None:
         ({"budget": {"usd": "much"}}, "budget.usd: 'much'", "schema"),
         ({"teachers": []}, "teachers", "schema"),
         ({"pipeline": "icl", "icl": {"k": 4}}, "pipeline 'icl' is not built yet", "schema"),
-        ({"teachers": [{"provider": "recorded", "path": "a.jsonl"}]}, "provider 'recorded' is not built yet", "schema"),
+        ({"teachers": [{"provider": "recorded"}]}, "provider recorded and path: FILE or RUN go together", "schema"),
         ({"train": {"student": "m", "objective": {"name": "kd"}}}, "objective 'kd' learns from a teacher", "schema"),
         ({"train": {"student": "m", "objective": {"name": "gdk"}}}, "'gdk' is not known; do you mean gkd?", "schema"),
         ({"train": {"student": "m", "objective": {"name": "kd", "alpa": 1}}}, "train.objective.alpa = 1", "'alpha'"),
