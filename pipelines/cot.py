@@ -1,12 +1,7 @@
-"""Chain of thought: a question in, a rationale and an answer out.
-
-Parsing follows Distilling Step-by-Step (arXiv 2305.02301) and its released loaders: text before the teacher's
-hallucinated next exemplar, split at the answer marker, then the label by the task's pattern.
-"""
+"""Chain of thought: a question in, a rationale and an answer out (Distilling Step-by-Step, arXiv 2305.02301)."""
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +9,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.checks import unusable
+from pipelines.parsing import LETTERS, PAPER, PARSERS, UNLABELLED
 from pipelines.source import Malformed, Row, usable
 from schemas.call import Answer, Call, Message, Sampling
 from schemas.errors import SpecError
-from schemas.job import JobSpec, Prompt, Source, Validation
+from schemas.job import JobSpec, Prompt, Source
 from schemas.record import Rationale, Rejection
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-MARKERS = {"arithmetic": r"(?:so\s+)?the answer is"}  # the paper's arithmetic exemplars leave the "So" out
-DEFAULT_MARKER = r"so the answer is"
-NEXT_EXEMPLAR = {"nli": r"^\s*Premise:"}
-DEFAULT_NEXT = r"^\s*(?:Q|Question):"
 ASK = {
     "multiple_choice": "Think step by step in one or two sentences, then finish with "
     '"So the answer is (x) choice." where (x) is the letter of your choice.',
@@ -139,64 +130,23 @@ def plan_of(spec: JobSpec, duplicates: frozenset[int]) -> Rationales:
     return Rationales(spec.source, duplicates, spec.prompt, load_exemplars(spec.prompt), sampling)
 
 
-def split_answer(text: str, task: str) -> tuple[str, str] | None:
-    """(rationale, tail behind the marker), or None without a marker."""
-    cut = re.search(NEXT_EXEMPLAR.get(task, DEFAULT_NEXT), text, re.MULTILINE)
-    if cut and text[: cut.start()].strip():
-        text = text[: cut.start()]
-    marker = re.search(MARKERS.get(task, DEFAULT_MARKER), text, re.IGNORECASE)
-    if marker is None:
-        return None
-    return text[: marker.start()].strip(), text[marker.end() :].strip().lstrip(":").strip()
-
-
-def label_of(tail: str, task: str, choices: tuple[str, ...]) -> str | None:
-    """The label in the text behind the marker, as written; None where the task's pattern finds none."""
-    tail = tail.rstrip()
-    if task == "multiple_choice":
-        return _option(tail, choices)
-    if task == "arithmetic":
-        expression = re.search(r"\(.*\)", tail)
-        number = re.search(r"-?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?", tail)
-        return expression.group() if expression else number.group().replace("$", "") if number else None
-    if task == "nli":
-        word = re.match(r"\W*(entailment|neutral|contradiction)\b", tail, re.IGNORECASE)
-        return word.group(1).lower() if word else None
-    first = tail.splitlines()[0].strip() if tail else ""
-    return first.removesuffix(".").strip() or None
-
-
-def _option(tail: str, choices: tuple[str, ...]) -> str | None:
-    """The paper's rule: the text behind `(x)`, stripped, one full stop less; the letter alone names its choice."""
-    found = re.search(r"\((.)\)", tail)
-    if found is None:
-        # Chat models also answer with the bare choice.
-        bare = tail.removesuffix(".").strip().casefold()
-        return next((choice for choice in choices if choice.casefold() == bare), None)
-    text = tail[found.end() :].splitlines()[0] if tail[found.end() :].strip() else ""
-    text = text.strip().removesuffix(".").strip()
-    letter = LETTERS.find(found.group(1).lower())
-    return text or (choices[letter] if 0 <= letter < len(choices) else None)
-
-
 def read_answer(
-    row: Row, answer: Answer, task: str, validation: Validation, teacher: str, call_key: str, raw: str
+    row: Row, answer: Answer, spec: JobSpec, teacher: str, call_key: str, raw: str
 ) -> Rationale | Rejection:
     """A record, or the reason why not."""
-    if rejection := unusable(row, answer, validation, raw):
+    if rejection := unusable(row, answer, spec.validation, raw):
         return rejection
     assert answer.text is not None
-    parts = split_answer(answer.text, task)
-    label = label_of(parts[1], task, row.choices) if parts else None
-    if parts is None or label is None:
-        if not validation.keep_unparsable:
-            detail = "no answer marker" if parts is None else "nothing behind the marker fits the task"
+    parser = (PAPER if spec.faithful else PARSERS)[spec.prompt.task]
+    rationale, label = parser.read(answer.text, row.choices)
+    if label is None:
+        if not spec.keeps_unparsable:
+            detail = "no answer marker" if rationale is None else "nothing behind the marker fits the task"
             if not answer.text.strip():
                 return Rejection(row.id, "answer", "unparsable", "the answer is blank", raw)
             return Rejection(row.id, "answer", "unparsable", detail, answer.text)
-        # The paper keeps such rows, with a single space for a label.
-        parts, label = parts or (" ", ""), " "
+        label = UNLABELLED
     return Rationale(
-        id=row.id, input=row.input, choices=list(row.choices), rationale=parts[0], label=label,
-        gold=row.gold, teacher=teacher, call_key=call_key,
+        id=row.id, input=row.input, choices=list(row.choices), label=label,
+        rationale=UNLABELLED if rationale is None else rationale, gold=row.gold, teacher=teacher, call_key=call_key,
     )  # fmt: skip

@@ -403,8 +403,7 @@ class Run:
         checks = self.spec.validation
         if isinstance(plan, instruct.Responses):
             return lambda row, answer, teacher, key, raw: instruct.read_answer(row, answer, checks, teacher, key, raw)
-        task = self.spec.prompt.task
-        return lambda row, answer, teacher, key, raw: cot.read_answer(row, answer, task, checks, teacher, key, raw)
+        return lambda row, answer, teacher, key, raw: cot.read_answer(row, answer, self.spec, teacher, key, raw)
 
     def _publish(self, plan: RowPlan, missing: Missing, replayed: bool = False) -> int:
         """Journal to rows to dataset; the rows that were left out. Files are built aside and moved into place whole."""

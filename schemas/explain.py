@@ -11,7 +11,7 @@ from schemas.errors import SpecError
 SECRET = re.compile(r"key|secret|passw|token$|^auth", re.IGNORECASE)  # names of keys whose values are not repeated
 LOOKS_SECRET = re.compile(r"\bsk-|\bBearer |://[^/]*@|[?&]\w*=", re.IGNORECASE)
 LATER = {"icl": "pipeline icl", "deadline": "the deadline planner"}  # keys of the contract that are not built yet
-UNBUILT = {"faithful": "false", "sampling.n": "1", "instruct.mode": "example_guided"}
+UNBUILT = {"sampling.n": "1", "instruct.mode": "example_guided"}
 
 
 def known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:

@@ -183,10 +183,17 @@ class JobSpec(Strict):
         None, description="an object store for paid answers, as in s3://bucket/folder; null: the run directory"
     )
     budget: Budget | None = Field(None, description="null: no cap")
-    faithful: Literal[False] = Field(False, description="the paper's own behaviour: not built yet")
+    faithful: bool = Field(
+        False, description="cot: the paper's own parser, blank labels where it finds none, duplicates kept"
+    )
     publish: Publish = Publish()
     train: TrainingSpec | None = Field(None, description="a student to train on the dataset")
     evaluate: JobEvaluation | None = Field(None, description="judge that student, and others beside it")
+
+    @property
+    def keeps_unparsable(self) -> bool:
+        """Whether an answer without a label makes a row all the same, with a blank one."""
+        return self.validation.keep_unparsable or self.faithful
 
     @field_validator("curate", "publish", "prompt", "validation", "sampling", mode="before")
     @classmethod
@@ -214,6 +221,10 @@ class JobSpec(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> "JobSpec":
+        if self.faithful and self.pipeline != "cot":
+            raise ValueError("faithful: true goes with pipeline 'cot' as yet")
+        if self.faithful and self.curate.dedup is not None:
+            raise ValueError("faithful: true keeps duplicates: leave curate.dedup out")
         if self.pipeline == "cot" and self.validation.json_schema is not None:
             raise ValueError("validate.json_schema goes with pipeline 'instruct'")
         if self.pipeline != "instruct" and self.instruct is not None:
@@ -227,8 +238,8 @@ class JobSpec(Strict):
         return self
 
 
-FIXED = ("pipeline", "source", "sampling", "cascade", "instruct", "faithful", "journal")
-REVISABLE = ("prompt", "validate", "curate")
+FIXED = ("pipeline", "source", "sampling", "cascade", "instruct", "journal")
+REVISABLE = ("prompt", "validate", "curate", "faithful")
 
 
 def fixed_part(spec: JobSpec) -> dict[str, Any]:

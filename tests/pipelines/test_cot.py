@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.cot import label_of, load_exemplars, plan_of, read_answer, split_answer
+from pipelines.cot import load_exemplars, plan_of, read_answer
+from pipelines.parsing import PAPER, PARSERS, Parser
 from pipelines.source import Row
 from schemas.call import Answer
 from schemas.errors import SpecError
-from schemas.job import JobSpec, Prompt, Validation
+from schemas.job import JobSpec, Prompt
 from schemas.record import Rationale, Rejection
 from services.teachers.adapter import decode
 
@@ -21,15 +22,12 @@ CHOICES = ("park", "math problem", "gravity")
 
 
 @pytest.mark.skipif(not RECORDED.exists(), reason="the recorded answers are not on this machine")
-def test_the_paper_s_parser_gives_the_paper_s_accuracy() -> None:
+@pytest.mark.parametrize("parser", [PAPER["multiple_choice"], PARSERS["multiple_choice"]], ids=["paper", "ours"])
+def test_the_paper_s_answers_are_as_right_as_the_paper_s_loaders_find_them(parser: Parser) -> None:
     rows = [json.loads(line) for line in gzip.decompress(RECORDED.read_bytes()).splitlines()]
-    right = unparsed = 0
-    for row in rows:
-        parts = split_answer(row["teacher_raw"], "multiple_choice")
-        label = label_of(parts[1], "multiple_choice", tuple(row["choices"])) if parts else None
-        unparsed += label is None
-        right += label == row["answer"]
-    assert (len(rows), unparsed, f"{right / len(rows):.4f}") == (9741, 3, "0.7426")
+    labels = [parser.read(row["teacher_raw"], tuple(row["choices"]))[1] for row in rows]
+    right = sum(label == row["answer"] for label, row in zip(labels, rows, strict=True))
+    assert (len(rows), labels.count(None), f"{right / len(rows):.4f}") == (9741, 3, "0.7426")
 
 
 @pytest.mark.parametrize(
@@ -46,9 +44,28 @@ def test_the_paper_s_parser_gives_the_paper_s_accuracy() -> None:
     ],
 )
 def test_rationale_and_label_are_split_at_the_marker(task: str, text: str, rationale: str, label: str) -> None:
-    parts = split_answer(text, task)
-    assert parts is not None
-    assert (parts[0], label_of(parts[1], task, CHOICES)) == (rationale, label)
+    assert PARSERS[task].read(text, CHOICES) == (rationale, label)
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "rationale", "label"),
+    [
+        ("multiple_choice", "Sums. So the answer is (b) math problem.\n\nQ: next", "Sums.", "math problem"),
+        ("multiple_choice", "Sums. So the answer is (b).", "Sums.", None),
+        ("multiple_choice", "Sums. so the answer is (b) sums.", None, None),
+        ("multiple_choice", "Q: Sums. So the answer is (b) sums.", None, None),
+        ("arithmetic", "Half. The answer is (84 / 2).", "Half.", "(84 / 2)"),
+        ("arithmetic", "Half. The answer is (a) or (b).", "Half.", "(a) or (b)"),
+        ("arithmetic", "Half. The answer is 42.", "Half.", None),
+        ("nli", "It may. So the answer is neutral.\n\nPremise: next", "It may.", "neutral"),
+        ("nli", "It may. So the answer is neutral", "It may.", "neutra"),
+        ("nli", "It may. So the answer is", "It may.", None),
+    ],
+)  # fmt: skip
+def test_the_paper_s_rules_take_its_own_form_alone(
+    task: str, text: str, rationale: str | None, label: str | None
+) -> None:
+    assert PAPER[task].read(text) == (rationale, label)
 
 
 @pytest.mark.parametrize(
@@ -61,12 +78,19 @@ def test_rationale_and_label_are_split_at_the_marker(task: str, text: str, ratio
 )  # fmt: skip
 def test_an_answer_without_a_label_is_rejected_with_its_raw_text_or_kept_blank(task: str, text: str) -> None:
     row = Row("r", "what?", choices=CHOICES)
-    rejected = read_answer(row, Answer(text), task, Validation(), "t", "k", "raw")
+    rejected = read_answer(row, Answer(text), spec(task=task), "t", "k", "raw")
     assert isinstance(rejected, Rejection)
     assert (rejected.reason, rejected.raw) == ("unparsable", text or "raw")
-    kept = read_answer(row, Answer(text), task, Validation(keep_unparsable=True), "t", "k", "raw")
+    kept = read_answer(row, Answer(text), spec({"validate": {"keep_unparsable": True}}, task=task), "t", "k", "raw")
     assert isinstance(kept, Rationale)
     assert kept.label == " "
+
+
+def test_a_faithful_run_reads_as_the_paper_and_keeps_what_it_cannot_read() -> None:
+    faithful, row = spec({"faithful": True}, task="arithmetic"), Row("r", "what?")
+    for text, rationale, label in (("Half. The answer is 42.", "Half.", " "), ("It is 42.", " ", " ")):
+        kept = read_answer(row, Answer(text), faithful, "t", "k", "raw")
+        assert isinstance(kept, Rationale) and (kept.rationale, kept.label) == (rationale, label)
 
 
 def test_a_body_that_is_no_answer_is_rejected_with_its_bytes() -> None:
@@ -74,15 +98,15 @@ def test_a_body_that_is_no_answer_is_rejected_with_its_bytes() -> None:
         (decode("chat", b"<html>"), "malformed_answer"),
         (Answer(None, problem="blank"), "empty_answer"),
     ):
-        bad = read_answer(Row("r", "q"), answer, "free_text", Validation(), "t", "k", "<html>")
+        bad = read_answer(Row("r", "q"), answer, spec(), "t", "k", "<html>")
         assert isinstance(bad, Rejection)
         assert (bad.reason, bad.raw) == (reason, "<html>")
 
 
-def spec(**prompt: Any) -> JobSpec:
+def spec(how: dict[str, Any] | None = None, **prompt: Any) -> JobSpec:
     raw: dict[str, Any] = {
         "name": "n", "pipeline": "cot", "teachers": [{"provider": "scripted"}], "prompt": prompt,
-        "source": {"path": "x", "fields": {"choices": "choices"}},
+        "source": {"path": "x", "fields": {"choices": "choices"}}, **(how or {}),
     }  # fmt: skip
     return JobSpec.model_validate(raw)
 

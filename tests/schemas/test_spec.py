@@ -79,7 +79,7 @@ def test_null_or_false_turns_a_curation_step_off(off: Any) -> None:
         ({"sampling": {"max_tokens": True}}, "sampling.max_tokens: True", "schema"),
         ({"sampling": {"max_tokens": "80"}}, "sampling.max_tokens: '80'", "schema"),
         ({"source": {"path": "hf:"}}, "names no dataset", "schema"),
-        ({"faithful": True}, "faithful: True: not built yet; leave it false", "schema"),
+        ({"faithful": True, "curate": {"dedup": {}}}, "faithful: true keeps duplicates", "schema"),
     ],
 )
 def test_the_error_names_the_key_the_value_and_the_nearest_known_key(
