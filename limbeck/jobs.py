@@ -335,8 +335,7 @@ def train(
     with refused_as_spec():
         _check_models(spec)
         check_data(spec.data, spec.objective)
-        if spec.fine_tune_teacher is None:
-            check_cache(spec)
+        check_cache(spec, knows_teacher=spec.fine_tune_teacher is None)
         made_of, built = made_of or origin_of(spec), Path(out).absolute() / ".work" / "student"
         if keeps:
             _require_no_other(Path(out) / "student", made_of)

@@ -1,5 +1,7 @@
 """A model's output where it matters: one row for each token with a loss, alike for both architectures."""
 
+import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training import shape
 from training.divergences import wide
 from training.rows import IGNORED, Collator, TokenRow
 
-# Settings of heads that do more than a product.
-SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+SHARPENED = 1e3  # states are made so many times larger before a head is tried: only then does a soft cap show
+_bare_heads: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()
 
 
 def as_they_are(logits: Tensor) -> Tensor:
@@ -57,9 +60,43 @@ class Aligned:
 
 
 def positions(model: Any) -> int:
-    """Tokens that a decoder-only model can read and write in all, an encoder-decoder on each side; without end where
-    its configuration names none."""
-    return getattr(model.config, "max_position_embeddings", None) or 2**31
+    """Tokens that a model can read, as `shape.positions`; without end where its configuration names none."""
+    return shape.positions(model.config) or 2**31
+
+
+def has_bare_head(model: Any) -> bool:
+    """Whether a decoder-only model's logits are the product of its last states and its head, and nothing more: no soft
+    cap, no multiplier, no layer between. Measured once on a short row, where the model is whole (before `fully_shard`).
+    """
+    if model not in _bare_heads:
+        _bare_heads[model] = _is_bare(model)
+    return _bare_heads[model]
+
+
+def _is_bare(model: Any) -> bool:
+    body, head = model.base_model, model.get_output_embeddings()
+    if body is model or head is None:
+        return False
+    ids = torch.tensor([[11 * i % shape.vocabulary(model.config) for i in range(3, 13)]], device=model.device)
+    seen: list[Tensor] = []
+
+    def sharpened(module: Any, inputs: Any, output: Any) -> Any:
+        seen.append(output.last_hidden_state * SHARPENED)
+        output["last_hidden_state"] = seen[-1]
+        return output
+
+    hook, was_training = body.register_forward_hook(sharpened), model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            whole = model(input_ids=ids, use_cache=False).logits
+            product = head(seen[-1]) if seen else torch.full_like(whole, math.inf)
+    except (AttributeError, TypeError, RuntimeError, KeyError, IndexError):
+        return False  # it does not make them that way
+    finally:
+        hook.remove()
+        model.train(was_training)
+    return product.shape == whole.shape and bool((product - whole).abs().max() <= 1e-5 * whole.abs().max())
 
 
 def aligned(model: Any, batch: dict[str, Tensor], hidden: bool = False) -> Aligned:
@@ -76,7 +113,7 @@ def aligned(model: Any, batch: dict[str, Tensor], hidden: bool = False) -> Align
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     # use_cache=False: with a cache, packed rows see each other (measured: logits off by 0.61).
     head, size = as_they_are, None
-    if any(getattr(model.config, name, None) for name in SCALED_HEADS):
+    if not has_bare_head(model):
         out = model(**inputs, use_cache=False, output_hidden_states=hidden)
         states = out.logits[:, :-1][valid]
     else:

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,9 +18,25 @@ from schemas.errors import LimbeckError
 from schemas.student import Checkpoints
 from training.rollout import Rollouts
 
-WHOLE = "whole"  # in a checkpoint that every worker has written its part of: a file with the seconds that it took
+WHOLE = "whole"  # in a checkpoint that every worker has written its part of: a file that says what it took, see `Taken`
+# What a torn or foreign file raises: torch, safetensors and JSON each in their own way.
+UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, UnpicklingError,
+              SafetensorError)  # fmt: skip
 EVERY_S = 300.0
 SHARES = 10  # of the steps, where the best of several checkpoints is looked for
+
+
+NO_WORK = (0.0,) * 5
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a training has taken up to a checkpoint: seconds, workers of its last start, and the moments of the rows
+    that were learned from (see `speed.moments`)."""
+
+    seconds: float = 0.0
+    workers: int = 0
+    work: tuple[float, ...] = NO_WORK
 
 
 def step_of(checkpoint: Path) -> int:
@@ -44,20 +61,10 @@ def held_out(history: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
 
 @contextmanager
 def readable(checkpoint: Path | str) -> Iterator[None]:
-    """A file of a checkpoint that cannot be read is told with what goes on without it. torch and safetensors have
-    errors of their own for a torn one."""
+    """A file of a checkpoint that cannot be read is told with what goes on without it."""
     try:
         yield
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        UnpicklingError,
-        SafetensorError,
-    ) as error:
+    except UNREADABLE as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise LimbeckError(
             f"{checkpoint}: a checkpoint of another model, or a damaged one: {line}",
@@ -91,13 +98,14 @@ class Saving(transformers.TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._spec, self._wished, self._clock = spec, wished, clock
         self._began = self._saved_at = clock()
-        self.seconds_before = 0.0  # of earlier starts, up to the checkpoint that this one went on from
+        self._before = 0.0  # seconds of earlier starts, up to the checkpoint that this one went on from
+        self.work: Callable[[], Sequence[float]] = lambda: NO_WORK
         self.was_stopped = False
 
     @property
     def seconds(self) -> float:
         """That the training has taken so far."""
-        return self.seconds_before + self._clock() - self._began
+        return self._before + self._clock() - self._began
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = control.should_log and self._clock() - self._saved_at > EVERY_S
@@ -125,15 +133,19 @@ class Saving(transformers.TrainerCallback):  # type: ignore[misc]
         patience = self._spec.patience
         return patience is not None and stale([loss for _, loss in held_out(history)]) >= patience
 
-    def goes_on_from(self, checkpoint: Path) -> bool:
-        """Take up a checkpoint's time; False where the training stopped early at it."""
-        self.seconds_before = float((checkpoint / WHOLE).read_text() or 0)
-        return not self._is_stale(json.loads((checkpoint / "trainer_state.json").read_text())["log_history"])
+    def go_on_from(self, taken: Taken) -> None:
+        """Count on from what was taken before."""
+        self._before = taken.seconds
+
+    def ended_with(self, history: Sequence[dict[str, Any]]) -> bool:
+        """Whether a training with such a log has stopped early."""
+        return self._is_stale(history)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._saved_at = self._clock()
         if args.process_index == 0:  # all have written their part: see `TokenTrainer._save_checkpoint`
-            Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE).write_text(f"{self.seconds:.3f}")
+            taken = Taken(round(self.seconds, 3), args.world_size, tuple(self.work()))
+            Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE).write_text(json.dumps(asdict(taken)))
             self._prune(Path(args.output_dir), state)
 
     def _prune(self, place: Path, state: Any) -> None:
@@ -150,11 +162,20 @@ def keep(rollouts: Rollouts, checkpoint: Path, worker: int) -> None:
     (checkpoint / f"rollouts-{worker}.json").write_text(json.dumps(rollouts.state()))
 
 
-def restore(rollouts: Rollouts, checkpoint: Path) -> None:
+def restore(rollouts: Rollouts, checkpoint: Path, workers: int) -> None:
     """Give back the sampled responses that were still to be learned from. Each worker takes those of all: on another
     number of them its rows are others."""
-    for kept in checkpoint.glob("rollouts-*.json"):
-        rollouts.restore(json.loads(kept.read_text()))
+    for worker in range(workers):
+        rollouts.restore(json.loads((checkpoint / f"rollouts-{worker}.json").read_text()))
+
+
+def taken_by(checkpoint: Path) -> Taken:
+    """What a checkpoint says that it took. Raises one of `UNREADABLE` where a part of it is not there."""
+    taken = Taken(**json.loads((checkpoint / WHOLE).read_text()))
+    alone = taken.workers == 1
+    for name in ["rng_state.pth"] if alone else [f"rng_state_{worker}.pth" for worker in range(taken.workers)]:
+        (checkpoint / name).stat()  # without it what is dropped would be drawn anew
+    return taken
 
 
 def _anywhere(here: Sequence[bool], device: Any) -> list[bool]:

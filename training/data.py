@@ -61,7 +61,18 @@ def raw_rows(
         if not isinstance(row, dict):
             what = row if isinstance(row, TooManyCells) else f"a {type(row).__name__}, not an object"
             raise SpecError(f"data malformed: {where}: {what}", "mend the row")
+        if not _is_unicode(row if columns is None else [row.get(name) for name in columns]):
+            raise SpecError(f"data: {where}: not valid Unicode (a lone surrogate)", "mend the row or leave it out")
         yield where, row
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether every text in a value is; JSON can hold what UTF-8 cannot."""
+    if isinstance(value, str):
+        return is_unicode(value)
+    if isinstance(value, dict):
+        return all(map(_is_unicode, value.values()))
+    return all(map(_is_unicode, value)) if isinstance(value, list) else True
 
 
 def _entries(data: TrainingData, columns: Sequence[str] | None, needed: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -122,7 +133,7 @@ def mapped_rows(
         check_columns(list(row), data, texts, f"{where}: ")
         for ours in texts:
             value = row[names[ours]]
-            if not isinstance(value, str) or not is_unicode(value):
+            if not isinstance(value, str):
                 raise SpecError(f"data: {where}: field {names[ours]!r} must be text", "mend the row")
             if not value.strip():
                 raise SpecError(f"data: {where}: field {names[ours]!r} is blank", "mend the row or leave it out")

@@ -15,7 +15,7 @@ from training.aligned import aligned, positions
 from training.examples import Pair
 from training.rows import Collator, TokenRow, padded, prompt_ids
 from training.scores import Interval, interval
-from training.students import Student
+from training.students import Student, plainly
 
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 WORD = regex.compile(rf"[{UNSPACED}]|[\p{{L}}\p{{M}}\p{{N}}--[{UNSPACED}]]+", regex.VERSION1)
@@ -53,14 +53,14 @@ def responses(
     drawn: dict[str, Any] = {"do_sample": False}
     if seed is not None:
         torch.manual_seed(seed)
-        drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        drawn = {"do_sample": True, "top_k": 0}
     tokenizer, model = student.tokenizer, student.model.eval()
     longest = min(max_length, positions(model) - 1)
     # A decoder goes on from the end of its prompt.
     kept = slice(-longest, None) if cut_prompts or not student.seq2seq else slice(longest)
     prompts = [ids[kept] for ids in prompt_ids(pairs, tokenizer, template, student.seq2seq)]
     written: list[str] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), plainly(model):
         for start in range(0, len(prompts), BATCH):
             encoded = padded(prompts[start : start + BATCH], tokenizer.pad_token_id, model.device, not student.seq2seq)
             room = positions(model) - (1 if student.seq2seq else encoded["input_ids"].shape[1])

@@ -191,7 +191,8 @@ def _episodes(data: TrainingData, objective: Icl) -> Iterator[Example]:
                     f"data: {where}: {len(options)} options and {len(chances)} option_probs",
                     "soft labels need both, one to one; or set objective.soft: false",
                 )
-            if not all(isinstance(o, str) for o in options) or not all(_is_chance(c) for c in chances):
+            lists = isinstance(options, list) and isinstance(chances, list)
+            if not lists or not all(isinstance(o, str) for o in options) or not all(_is_chance(c) for c in chances):
                 raise SpecError(
                     f"data: {where}: options must be texts, option_probs numbers from 0 to 1", "mend the row"
                 )
@@ -207,9 +208,12 @@ def episode_prompt(row: dict[str, Any], delimiter: str, where: str = "") -> str:
     """input, a new line and output of each demonstration, then the input whose output is asked."""
     shown = row.get("demonstrations") or []
     try:
-        turns = [f"{one['input']}\n{one['output']}" for one in shown]
+        texts = [(one["input"], one["output"]) for one in shown]
     except (TypeError, KeyError):
-        raise SpecError(f"data: {where}: demonstrations must be a list of input and output", "mend the row") from None
+        texts = [(None, None)]
+    if not all(isinstance(text, str) for pair in texts for text in pair):
+        raise SpecError(f"data: {where}: demonstrations must be a list of input and output", "mend the row")
+    turns = [f"{asked}\n{answered}" for asked, answered in texts]
     return delimiter.join([*turns, f"{row['input']}\n"])
 
 

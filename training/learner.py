@@ -15,6 +15,7 @@ from training.divergences import TopK
 from training.examples import MAIN, SECOND, TEXT
 from training.objectives import OBJECTIVES, Sampled, View
 from training.rows import BLANK, IGNORED
+from training.shape import decoder_layers, width
 from training.teacher import Teacher
 
 # Logits of a micro-batch that are there at once: 256 MB of them in float32, and an objective makes several tensors of
@@ -61,12 +62,6 @@ def without_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def depth(model: Any) -> int:
-    """Layers of the decoder."""
-    config = model.config
-    return int(getattr(config, "num_decoder_layers", None) or config.num_hidden_layers)
-
-
 class Learner(nn.Module):
     """forward(batch, counts, progress) -> weighted sums of the objective's terms over their counts, (terms,).
 
@@ -84,8 +79,9 @@ class Learner(nn.Module):
         self.names: list[str] = []
         if isinstance(spec, Hidden):
             assert teacher is not None
-            layers = mapped_layers(spec, depth(model), depth(teacher.model))
-            self.projections = Projections(layers, model.config.hidden_size, teacher.model.config.hidden_size)
+            both = model.config, teacher.model.config
+            layers = mapped_layers(spec, *map(decoder_layers, both))
+            self.projections = Projections(layers, *map(width, both))
 
     def forward(self, counts: Tensor, progress: float = 0.0, **batch: Tensor) -> Tensor:
         view = self.view(batch, progress)

@@ -18,6 +18,7 @@ from training.divergences import wide
 from training.examples import MAIN
 from training.objectives import returns_of
 from training.rows import BLANK, IGNORED, Collator, TokenRow, padded
+from training.students import plainly
 from training.teacher import Teacher
 
 
@@ -85,12 +86,12 @@ def sample(
     draws = Draws(seeds, spec.temperature, vocabulary, teacher, share, encoded)
     was_training = writer.training
     writer.eval()
-    with torch.no_grad():
+    # synced_gpus=False: weights that are shared out are whole here, and other workers may have nothing to write.
+    with torch.no_grad(), plainly(writer):
         out = writer.generate(
-            **encoded, do_sample=False, num_beams=1, max_new_tokens=min(spec.max_new_tokens, room),
+            **encoded, synced_gpus=False, do_sample=False, num_beams=1, max_new_tokens=min(spec.max_new_tokens, room),
             pad_token_id=pad, eos_token_id=eos,
-            logits_processor=transformers.LogitsProcessorList([draws]), repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
+            logits_processor=transformers.LogitsProcessorList([draws]),
         )  # fmt: skip
     writer.train(was_training)
     start = 1 if writer.config.is_encoder_decoder else encoded["input_ids"].shape[1]

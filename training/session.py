@@ -40,17 +40,17 @@ def tell(work: Path, progress: dict[str, Any]) -> None:
 
 
 class Report(transformers.TrainerCallback):  # type: ignore[misc]
-    """Write progress for the driver, and what TensorBoard shows. `done` tells (tokens, operations) so far; `peak` is
-    what the devices can do in a second, where that is known."""
+    """Write progress for the driver, and what TensorBoard shows. `done` tells (tokens, operations, seconds) so far;
+    `peak` is what the devices can do in a second; either where it is known."""
 
     def __init__(self, work: Path, peak: float | None) -> None:
         self._work, self._peak = work, peak
-        self.done: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
-        self._started, self._begun, self._steps = 0.0, 0.0, array("d")
+        self.done: Callable[[], tuple[float, float | None, float]] = lambda: (0.0, None, 0.0)
+        self._begun, self._steps = 0.0, array("d")
         self._board: SummaryWriter | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started = self._begun = time.monotonic()
+        self._begun = time.monotonic()
         self._board = SummaryWriter(str(self._work.parent / "tensorboard"), purge_step=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -80,11 +80,14 @@ class Report(transformers.TrainerCallback):  # type: ignore[misc]
             self._board.flush()
 
     def speed(self) -> dict[str, float]:
-        """Of this start: tokens a second, operations a second, and the share of the peak that these are (MFU)."""
-        seconds = max(1e-9, time.monotonic() - self._started)
-        tokens, flops = self.done()
-        found = {"tokens_per_second": tokens / seconds, "flops_per_second": flops / seconds}
-        return found if self._peak is None else found | {"mfu": flops / seconds / self._peak}
+        """Of all starts: tokens a second, operations a second, and the share of the peak that these are (MFU)."""
+        tokens, flops, seconds = self.done()
+        seconds = max(1e-9, seconds)
+        found = {"tokens_per_second": tokens / seconds}
+        if flops is not None:
+            found["flops_per_second"] = flops / seconds
+            found |= {} if self._peak is None else {"mfu": flops / seconds / self._peak}
+        return found
 
 
 class Session:
@@ -199,13 +202,13 @@ class Session:
             spec, student, teacher, rows, held, self.work / TRAINER, [report] if self.rank == 0 else [],
             (self.work / "train-stop").exists,
         )  # fmt: skip
-        report.done = lambda: _done(student, trainer.work.tolist())
+        report.done = lambda: (*_done(student, trainer.work.tolist()), trainer.seconds)
         trainer.go_on()
         self._whole = trainer.weights() if spec.sharding else {}
         metrics.update(
             epochs=round(float(trainer.state.epoch or 0), 4), steps=trainer.state.global_step,
             train_seconds=round(trainer.seconds, 3), packed=trainer.packed,
-            step_seconds=report.step_seconds, **report.speed(),
+            **({"step_seconds": report.step_seconds} if report.step_seconds else {}), **report.speed(),
         )  # fmt: skip
         state = trainer.state
         logged = next((line for line in reversed(state.log_history) if "loss" in line), {})
@@ -234,6 +237,10 @@ class Session:
         (place / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
 
-def _done(student: Student, work: Sequence[float]) -> tuple[float, float]:
-    """(tokens, operations) of rows with such moments."""
-    return tokens_of(student.seq2seq, work), training_flops(student.model, work)
+def _done(student: Student, work: Sequence[float]) -> tuple[float, float | None]:
+    """(tokens, operations) of rows with such moments; None where the model's configuration does not tell its shape."""
+    try:
+        flops = training_flops(student.model, work)
+    except (AttributeError, TypeError, StopIteration):
+        flops = None
+    return tokens_of(student.seq2seq, work), flops

@@ -54,16 +54,19 @@ def made_of(spec: TrainingSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check_cache(spec: TrainingSpec) -> None:
-    """`SpecError` where the folder holds something else, or a cache of another teacher or other rows."""
+def check_cache(spec: TrainingSpec, knows_teacher: bool = True) -> None:
+    """`SpecError` where the folder holds something else, or a cache of another teacher or other rows: but where the
+    teacher is not known yet, for it is fine-tuned first."""
     place = cache_of(spec)
     if place is None or not place.exists():
         return
     try:
         earlier = json.loads((place / ABOUT).read_text())
     except (OSError, ValueError):
-        if any(place.iterdir()):
+        if any(not file.name.endswith(".new") for file in place.iterdir()):
             raise SpecError(f"objective.cache: {place} is there and no cache of ours", "name another folder") from None
+        return
+    if not knows_teacher:
         return
     now = made_of(spec)
     if odd := [key for key in now if earlier.get(key) != now[key]]:
@@ -117,12 +120,15 @@ def capture(
 def _written(file: Path, write: Callable[[Path], Any]) -> None:
     """Put a file there whole, beside another training that may write the same cache."""
     new = file.with_name(f"{file.name}.{uuid.uuid4().hex}.new")
-    write(new)
     try:
+        write(new)
         new.replace(file)
     except FileNotFoundError:  # the other one has all of it, and has tidied up
         if not file.exists():
             raise
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def _shard(place: Path, number: int) -> Path:
@@ -149,6 +155,7 @@ class Capture:
         import torch
 
         from training.rows import Collator
+        from training.shape import vocabulary
         from training.store import load
         from training.students import pretrained
         from training.teacher import Teacher, shared_vocabulary
@@ -162,7 +169,7 @@ class Capture:
         size = shared_vocabulary(found.tokenizer, ours, self.spec.teacher)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = found.model.eval().requires_grad_(False).to(device)
-        self._teacher = Teacher(model, min(size, model.config.vocab_size))
+        self._teacher = Teacher(model, min(size, vocabulary(model.config)))
         self._rows = data.every
         self._collate = Collator(ours.pad_token_id, found.seq2seq)
 

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+
+from training.shape import decoder_layers, text_part
 
 # Dense bfloat16 operations a second by a part of the device's name (NVIDIA's data sheets, read 2026-11-25).
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
@@ -37,21 +40,21 @@ def training_flops(model: Any, found: Sequence[float]) -> float:
     encoder-decoder each side meets its own tokens. What activation checkpointing computes twice is not counted twice,
     and neither a teacher's work nor that of sampling is counted.
     """
-    config = model.config
+    config = text_part(model.config)
     head = getattr(model.get_output_embeddings(), "weight", None)
     head_work = LEARNED * config.vocab_size * config.hidden_size if head is None else _work(head)
     read, learned, read_squared, learned_squared, crossing = found
-    if not config.is_encoder_decoder:
+    if not model.config.is_encoder_decoder:
         attention = LEARNED * config.num_hidden_layers * config.hidden_size * read_squared
-        return float(_body(model, model) * read + head_work * learned + attention)
+        return float(_body(model, model.get_decoder()) * read + head_work * learned + attention)
     encoder, decoder = _body(model, model.get_encoder()), _body(model, model.get_decoder())
     crossed = _body(model, model, ("EncDecAttention.k.", "EncDecAttention.v.", "encoder_attn.k_proj.w",
                                    "encoder_attn.v_proj.w"))  # fmt: skip
     width = config.num_heads * config.d_kv if hasattr(config, "d_kv") else config.hidden_size
-    within = 2 * config.num_layers * read_squared if hasattr(config, "num_layers") else 0.0
-    beside = _decoder_layers(config) * (learned_squared + 2 * crossing)
+    layers = next((n for name in ("num_layers", "encoder_layers") if (n := getattr(config, name, None))), 0)
+    attention = 2 * layers * read_squared + decoder_layers(config) * (learned_squared + 2 * crossing)
     weights = (encoder + crossed) * read + (decoder - crossed + head_work) * learned
-    return float(weights + LEARNED * width * (within + beside))
+    return float(weights + LEARNED * width * attention)
 
 
 def _work(weight: Any) -> float:
@@ -59,10 +62,11 @@ def _work(weight: Any) -> float:
 
 
 def _body(model: Any, part: Any, only: Sequence[str] = ("",)) -> float:
-    """Operations a token of a part's weights, embeddings and head apart, of those whose names hold one of `only`."""
-    both = model.get_input_embeddings(), model.get_output_embeddings()
-    ends = {id(getattr(end, "weight", None)) for end in both}
-    share = _chosen(model.config)
+    """Operations a token of a part's weights, of those whose names hold one of `only`. Tables are looked up, and the
+    head is counted apart."""
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    ends = {id(getattr(end, "weight", None)) for end in (*tables, model.get_output_embeddings())}
+    share = _chosen(text_part(model.config))
     return sum(
         _work(p) * (share if ".experts." in name else 1.0) for name, p in part.named_parameters()
         if id(p) not in ends and any(one in name for one in only)
@@ -73,7 +77,3 @@ def _chosen(config: Any) -> float:
     """The share of a layer's experts that a token meets."""
     experts = next((count for name in EXPERTS if (count := getattr(config, name, None))), 1)
     return float(getattr(config, "num_experts_per_tok", None) or 1) / experts
-
-
-def _decoder_layers(config: Any) -> int:
-    return int(getattr(config, "num_decoder_layers", None) or config.num_hidden_layers)

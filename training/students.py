@@ -3,16 +3,20 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
+
 from schemas.errors import SpecError
 from schemas.hub import require_hub
 from schemas.student import FromScratch, LayerCut, Scratch, TrainingData, TrainingSpec
 from schemas.weights import SMOLLM2, gguf_weights
+from training import shape
 from training.data import files_digest
 
 SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -137,7 +141,7 @@ def shape_of(name: str, role: str = "student") -> Shape:
     if not any(type(config) in mapping for mapping in known) or any("MaskedLM" in name for name in written):
         kind = ", ".join(written) or config.model_type
         raise SpecError(f"{role} {name}: {kind} does not write text", "choose a decoder or an encoder-decoder")
-    return Shape(getattr(config, "num_hidden_layers", None), getattr(config, "max_position_embeddings", None))
+    return Shape(getattr(shape.text_part(config), "num_hidden_layers", None), shape.positions(config))
 
 
 def _gguf_shape(name: str, role: str) -> Shape:
@@ -180,7 +184,17 @@ def load_student(student: FromScratch | LayerCut | str, tokenizer: Any, seed: in
     found = pretrained(student.source if isinstance(student, LayerCut) else student)
     if isinstance(student, LayerCut):
         cut_layers(found.model, student.layers)
+    if shape.text_part(found.model.config) is not found.model.config and not found.seq2seq:
+        _freeze_all_but_text(found.model)
     return found
+
+
+def _freeze_all_but_text(model: Any) -> None:
+    """Of a model that also sees: no text reaches what reads pictures."""
+    text = [*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()]
+    learned = {id(weight) for weight in text}
+    for weight in model.parameters():
+        weight.requires_grad_(id(weight) in learned)
 
 
 def tokenizer_for(student: FromScratch | LayerCut | str, texts: Iterable[str], teacher: str | None) -> Any:
@@ -207,18 +221,42 @@ def pretrained(name: str, role: str = "student") -> Student:
         tokenizer = tokenizer_of(name, role)
         kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
         model, told = kind.from_pretrained(_place(name), dtype=torch.float32, output_loading_info=True)
-        _require_weights(model, told["missing_keys"], f"{role} {name}")
+        _require_weights(model, told["missing_keys"], told["unexpected_keys"], f"{role} {name}")
         # BART's are told to write some tokens whatever they think: no response that is learned here has them.
         model.generation_config.update(forced_bos_token_id=None, forced_eos_token_id=None)
         return Student(model, tokenizer)
 
 
-def _require_weights(model: Any, missing: Iterable[str], what: str) -> None:
-    """`SpecError` where a model would have random weights for some that its files lack, or holds what is no number."""
+@contextmanager
+def plainly(model: Any) -> Iterator[None]:
+    """Within it a model writes what it thinks: the lengths, beams and forbidden tokens do not hold that came with it,
+    as with many a BART."""
+    import transformers
+
+    own = model.generation_config
+    starts = {name: getattr(own, name, None) for name in ("bos_token_id", "decoder_start_token_id")}
+    model.generation_config = transformers.GenerationConfig(**starts)
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _require_weights(model: Any, missing: Iterable[str], unknown: Iterable[str], what: str) -> None:
+    """`SpecError` where a model would have random weights for some that its files lack, or lack layers that they hold,
+    or holds what is no number."""
     if lacking := sorted(missing):
         raise SpecError(f"{what}: its files lack {len(lacking)} weights, as {lacking[0]}", "download or save it again")
+    known = {_unnumbered(name) for name, _ in model.named_parameters()}
+    if dropped := sorted(name for name in unknown if _unnumbered(name) in known):
+        raise SpecError(f"{what}: {dropped[0]} is not in the layers of its config.json", "download or save it again")
     if odd := next((name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())), None):
         raise SpecError(f"{what}: {odd} holds what is no number", "its training went astray: choose another")
+
+
+def _unnumbered(name: str) -> str:
+    """A weight's name, alike in all layers."""
+    return re.sub(r"\.\d+\.", ".#.", name)
 
 
 def _place(name: str) -> str:
@@ -253,8 +291,10 @@ def _told(what: str) -> Iterator[None]:
     """A model that cannot be loaded is a `SpecError`."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        line = str(error).strip().splitlines()[0][:200]
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if "ignore_mismatched_sizes" in line:  # what transformers says where a table on its log tells more
+            line = "its weights are of other shapes than its config.json says"
         raise SpecError(f"{what}: {line}", "check the id or path, and the network for an id") from None
 
 
@@ -309,13 +349,16 @@ def _convert(weights: Path, place: Path) -> None:
 def cut_layers(model: Any, keep: int) -> None:
     """Keep `keep` evenly spaced layers, the first and the last among them; of an encoder-decoder on each side."""
     if not model.config.is_encoder_decoder:
-        _cut(model, list(model.modules()), model.config.num_hidden_layers, keep)
-        model.config.num_hidden_layers = keep
+        config = shape.text_part(model.config)
+        _cut(model, list(model.modules()), config.num_hidden_layers, keep)
+        config.num_hidden_layers = keep
         return
     sides = ((model.get_encoder(), ("num_layers", "encoder_layers")),
              (model.get_decoder(), ("num_decoder_layers", "decoder_layers")))  # fmt: skip
     for stack, names in sides:
-        name = next(name for name in names if hasattr(model.config, name))
+        name = next((name for name in names if hasattr(model.config, name)), None)
+        if name is None:
+            raise SpecError("student.from: how many layers it has is not known", "choose another model")
         _cut(model, [stack], getattr(model.config, name), keep)
         setattr(model.config, name, keep)
 
@@ -341,8 +384,9 @@ def _cut(model: Any, owners: Sequence[Any], total: int, keep: int) -> None:
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[i] for i in chosen]
+    config = shape.text_part(model.config)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in chosen]
 
 
 def train_tokenizer(texts: Iterable[str], vocab: int) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 from schemas.errors import SpecError
 from schemas.student import FromScratch, LayerCut
 from training.aligned import Aligned, aligned
+from training.shape import vocabulary
 from training.students import Student, config_of, is_seq2seq, is_unread, pretrained, tokenizer_of
 
 # Texts whose tokens tell tokenizers apart that look alike: spaces, digits, accents, code, an emoji, other scripts.
@@ -72,7 +73,7 @@ def _require_kind(name: str, seq2seq: bool, student: bool) -> None:
 def _comparable(name: str, tokenizer: Any, config: Any, student: Student) -> int:
     _require_kind(name, bool(config.is_encoder_decoder), student.seq2seq)
     size = shared_vocabulary(tokenizer, student.tokenizer, name)
-    return min(size, config.vocab_size, student.model.config.vocab_size)
+    return min(size, vocabulary(config), vocabulary(student.model.config))
 
 
 def shared_vocabulary(teacher: Any, student: Any, name: str = "") -> int:

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from schemas.errors import LimbeckError
-from schemas.objective import Gkd, MiniLLM, samples
+from schemas.objective import Gkd, MiniLLM, samples, teaches
 from schemas.student import TrainingSpec
 from training import sharding
-from training.aligned import packs
-from training.checkpoints import Saving, keep, newest, readable, restore, step_of, written
+from training.aligned import has_bare_head, packs
+from training.checkpoints import Saving, keep, newest, readable, restore, step_of, taken_by, written
 from training.evaluate import held_out_sums
 from training.learner import Learner, counts_of, without_dropout
 from training.order import Shuffled
@@ -56,7 +56,7 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
         self._seq2seq = bool(learner.model.config.is_encoder_decoder)
         self._since_check: list[tuple[list[str], Tensor]] = []
         self._steps = 0  # since the loss was logged
-        self.work = torch.zeros(5, dtype=torch.float64, device=self.args.device)  # moments of the rows of this start
+        self.work = torch.zeros(5, dtype=torch.float64, device=self.args.device)  # moments of the rows so far
         self._taken: list[str] = []  # records of the step, on this worker
         self._order = order
         if sharded:
@@ -64,6 +64,7 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
             sharding.shard(learner)
             self.is_distributed_loading_by_transformers = True
         self._sharded = sharded
+        saving.work = self.work.tolist
         if rollouts is not None:
             rollouts.reduce = lambda tensor: self.accelerator.reduce(tensor, "sum")
 
@@ -250,20 +251,26 @@ class TokenTrainer(transformers.Trainer):  # type: ignore[misc]
     def go_on(self) -> int:
         """Train from the newest checkpoint, where there is one, to the end; the step that it began at."""
         found = newest(Path(self.args.output_dir))
-        goes_on = True
-        if found is not None:
-            with readable(found):
-                goes_on = self._saving.goes_on_from(found)
-                self.state = transformers.TrainerState.load_from_json(str(found / "trainer_state.json"))
-                if self._rollouts is not None:
-                    restore(self._rollouts, found)
-        if found is not None and not goes_on:  # killed after an early stop
+        if found is not None and self._has_ended(found):  # killed after an early stop
             self._load_from_checkpoint(str(found))
         else:
             self.train(resume_from_checkpoint=None if found is None else str(found))
         if self.args.metric_for_best_model and self.state.best_model_checkpoint and not self.was_stopped:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         return 0 if found is None else step_of(found)
+
+    def _has_ended(self, checkpoint: Path) -> bool:
+        """Take up what a checkpoint says beside its weights; whether the training stopped early there."""
+        with readable(checkpoint):
+            taken = taken_by(checkpoint)
+            self._saving.go_on_from(taken)
+            self.work += torch.tensor(taken.work, dtype=torch.float64, device=self.args.device)
+            self.state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            if self.state.global_step != step_of(checkpoint):
+                raise ValueError(f"its state is of step {self.state.global_step}")
+            if self._rollouts is not None:
+                restore(self._rollouts, checkpoint, taken.workers)
+        return self._saving.ended_with(self.state.log_history)
 
 
 def visits_of(spec: TrainingSpec) -> int:
@@ -295,7 +302,10 @@ def trainer_of(
     signals = None if cache is None else Signals(cache, student.seq2seq)
     vocabulary = vocabulary_with(spec.teacher, student) if signals is not None and spec.teacher else None
     collate = Collator(student.tokenizer.pad_token_id, student.seq2seq, signals)
-    learner = Learner(student.model, spec.objective, None if signals else teacher, vocabulary)
+    asked = teacher if signals is None and teaches(spec.objective) else None  # others are measured with it alone
+    learner = Learner(student.model, spec.objective, asked, vocabulary)
+    if not student.seq2seq:
+        has_bare_head(student.model)  # while it is whole
     if spec.activation_checkpointing:
         student.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if isinstance(spec.objective, MiniLLM):

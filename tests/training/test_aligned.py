@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from schemas.errors import SpecError
 from schemas.student import FromScratch, LayerCut, Scratch, TrainingSpec
-from training.aligned import Aligned, aligned, packs
+from training.aligned import Aligned, aligned, has_bare_head, packs
 from training.compare import on_tokens
 from training.evaluate import Words, responses, rouge_l
 from training.examples import Pair
@@ -163,17 +163,50 @@ def test_no_token_is_forced_on_a_student_that_never_learned_it(tmp_path: Path) -
     assert found.forced_bos_token_id is None and found.forced_eos_token_id is None
 
 
-def test_a_head_with_a_soft_cap_keeps_it() -> None:
-    config = transformers.Gemma2Config(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, final_logit_softcapping=0.5,
-    )  # fmt: skip
-    made = Student(transformers.Gemma2ForCausalLM(config).eval(), student("llama").tokenizer)
+SMALL = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, **ENDS}  # fmt: skip
+
+
+def headed(kind: str) -> Any:
+    """A model whose head does more than a product, or whose body cannot be told from it."""
+    torch.manual_seed(0)
+    if kind == "soft cap":
+        # Its logits are far below the cap when it is new: only larger ones tell.
+        return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**SMALL, final_logit_softcapping=30.0))
+    if kind == "multiplier":
+        size = {
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_d_ssm": 64,
+            "mamba_d_state": 8,
+            "lm_head_multiplier": 0.04,
+        }
+        return transformers.FalconH1ForCausalLM(transformers.FalconH1Config(**SMALL, **size))
+    if kind == "layers":
+        size = {name: value for name, value in SMALL.items() if name not in ("num_key_value_heads", "head_dim")}
+        config = transformers.ModernBertDecoderConfig(**size, cls_token_id=1, sep_token_id=2)
+        return transformers.ModernBertDecoderForCausalLM(config)
+    config = transformers.Llama4TextConfig(
+        **SMALL, num_local_experts=2, intermediate_size_mlp=64, attention_chunk_size=64
+    )
+    return transformers.Llama4ForCausalLM(config)
+
+
+@pytest.mark.parametrize("kind", ["soft cap", "multiplier", "layers", "no body of its own"])
+def test_logits_are_those_of_the_model_whatever_its_head_does(kind: str) -> None:
+    made = Student(headed(kind).eval(), student("llama").tokenizer)
+    assert not has_bare_head(made.model)
     batch = Collator(made.tokenizer.pad_token_id, False)([[row] for row in rows_of(made)])
-    with torch.no_grad():
-        own = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-        seen = aligned(made.model, batch)
-        assert float(cross_entropy(seen.logits, seen.targets)) == pytest.approx(float(made.model(**own).loss), rel=1e-5)
+    own = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    seen = aligned(made.model, batch)
+    loss = cross_entropy(seen.logits, seen.targets)
+    loss.backward()
+    assert loss.item() == pytest.approx(made.model(**own).loss.item(), rel=1e-5)
+    assert all(weight.grad is not None for weight in made.model.get_output_embeddings().parameters())
+
+
+def test_a_head_that_is_a_product_alone_is_asked_for_labelled_tokens_alone() -> None:
+    assert has_bare_head(student("llama").model) and has_bare_head(other("gpt2"))
 
 
 def test_gradients_reach_every_parameter() -> None:

@@ -1,5 +1,7 @@
 """Trainings that are stopped, killed, resumed, or ended early."""
 
+import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -130,22 +132,28 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_goes_on(name: str, t
     assert third.go_on() == 2 and third.state.global_step == 36
 
 
-def test_an_optimizer_that_is_gone_is_told_too(tmp_path: Path) -> None:
-    first, _ = trainer("llama", tmp_path, stop_at=2)
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "rollouts-0.json"])
+def test_a_part_that_is_gone_is_told_too(name: str, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"objective": {"name": "minillm", "max_new_tokens": 2}, "teacher": taught("llama")}
+    first, _ = trainer("llama", tmp_path, stop_at=2, **how)
     first.go_on()
-    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
-    second, _ = trainer("llama", tmp_path)
-    with pytest.raises(LimbeckError, match=r"checkpoint-2: .*damaged.*optimizer\.pt"):
+    (tmp_path / "checkpoint-2" / name).unlink()
+    second, _ = trainer("llama", tmp_path, **how)
+    with pytest.raises(LimbeckError, match=rf"checkpoint-2: .*damaged.*{re.escape(name)}"):
         second.go_on()
 
 
-def test_the_time_of_all_starts_is_told(tmp_path: Path) -> None:
-    first, _ = trainer("llama", tmp_path, stop_at=6)
+def test_the_time_and_the_work_of_all_starts_are_told(tmp_path: Path) -> None:
+    whole, _ = trainer("llama", tmp_path / "whole")
+    whole.go_on()
+    first, _ = trainer("llama", tmp_path / "cut", stop_at=6)
     first.go_on()
-    (tmp_path / "checkpoint-6" / WHOLE).write_text("3600.0")  # an hour until then
-    second, _ = trainer("llama", tmp_path)
-    second.go_on()
-    assert 3600 < second.seconds < 3660
+    about = tmp_path / "cut" / "checkpoint-6" / WHOLE
+    about.write_text(json.dumps({**json.loads(about.read_text()), "seconds": 3600.0}))  # an hour until then
+    for _ in range(2):  # the second finds nothing left to do
+        second, _ = trainer("llama", tmp_path / "cut")
+        second.go_on()
+        assert 3600 < second.seconds < 3660 and second.work.tolist() == whole.work.tolist()
 
 
 def test_a_gradient_that_is_no_number_leaves_the_checkpoint_before(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training data: what becomes a token, and which tokens have a loss."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -230,6 +231,34 @@ def test_conversations_and_alpaca_rows_become_pairs(jsonl: Callable[..., Path]) 
 def test_a_row_that_is_no_conversation_is_told_with_its_line(jsonl: Callable[..., Path], turns: Any) -> None:
     with pytest.raises(SpecError, match=r"rows\.jsonl:1: .*assistant"):
         check_data(TrainingData(path=str(jsonl([{"messages": turns}] * 2)), form="messages"))
+
+
+@pytest.mark.parametrize(
+    ("form", "row"),
+    [("messages", {"messages": [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "x"}]}),
+     ("alpaca", {"instruction": "a", "input": "\ud800", "output": "b"}),
+     ("pairs", {"id": "\ud800", "prompt": "a", "response": "b"})],
+    ids=lambda x: x if isinstance(x, str) else "",
+)  # fmt: skip
+def test_a_lone_surrogate_is_told_wherever_it_stands(tmp_path: Path, form: Any, row: dict[str, Any]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{json.dumps(row)}\n" * 2)
+    with pytest.raises(SpecError, match=r"rows\.jsonl:1: not valid Unicode"):
+        check_data(TrainingData(path=str(path), form=form), Sft())
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [({"demonstrations": [{"input": None, "output": "x"}]}, "demonstrations must be a list of input and output"),
+     ({"demonstrations": "ab"}, "demonstrations must be a list of input and output"),
+     ({"options": "bc", "option_probs": [0.5, 0.5]}, "options must be texts")],
+)  # fmt: skip
+def test_an_episode_that_is_none_is_told(jsonl: Callable[..., Path], row: dict[str, Any], said: str) -> None:
+    rows = jsonl(
+        [{"input": "a", "output": "b", "demonstrations": [], "options": ["b"], "option_probs": [1.0], **row}] * 2
+    )
+    with pytest.raises(SpecError, match=said):
+        check_data(TrainingData(path=str(rows)), Icl(name="icl", soft=True))
 
 
 def test_text_in_parts_is_text(jsonl: Callable[..., Path]) -> None:

@@ -146,3 +146,19 @@ def test_released_returns_are_whitened_over_the_whole_step() -> None:
     every = torch.cat([one["returns"], two_["returns"]])
     assert float(every.mean()) == pytest.approx(0.0, abs=1e-5)
     assert float(every.pow(2).mean()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_what_a_model_s_own_settings_say_of_lengths_and_tokens_does_not_hold_while_it_learns() -> None:
+    made = student("t5")
+    spec = TypeAdapter(AnyObjective).validate_python({"name": "gkd", "max_new_tokens": 30})
+    ends = made.tokenizer.pad_token_id, made.tokenizer.eos_token_id
+    prompts, seeds = [[5, 6, 7]] * 6, list(range(6))
+    plain = sample(made.model, prompts, seeds, spec, len(made.tokenizer), *ends), greedy(made)
+    own = {"min_length": 20, "num_beams": 3, "no_repeat_ngram_size": 1, "suppress_tokens": [ends[1], 9, 10]}
+    made.model.generation_config.update(**own)
+    assert (sample(made.model, prompts, seeds, spec, len(made.tokenizer), *ends), greedy(made)) == plain
+    assert made.model.generation_config.min_length == 20  # and is saved with it
+
+
+def greedy(made: Student) -> list[str]:
+    return answers(made, [Pair(q, a) for q, a in PROMPTS], None, 64, tokens=12)

@@ -77,3 +77,11 @@ def test_the_terms_of_an_objective_are_logged_beside_its_loss(tmp_path: Path) ->
     assert losses
     for line in losses:
         assert line["loss"] == pytest.approx(line["loss_ce"] + line["loss_kd"], rel=1e-3)
+
+
+def test_a_teacher_that_is_there_for_comparison_alone_is_not_asked_while_the_student_learns(tmp_path: Path) -> None:
+    _, _, one = trained("llama", {"name": "sft"}, tmp_path / "alone", epochs=2)
+    silent = taught("llama")
+    silent.model.forward = None  # would fail
+    _, _, other = trained("llama", {"name": "sft"}, tmp_path / "beside", silent, epochs=2)
+    assert [line["loss"] for line in one if "loss" in line] == [line["loss"] for line in other if "loss" in line]
