@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,8 +56,12 @@ Address = Annotated[
 Out = Annotated[Path, typer.Option("--out", help="The run directory. The same command on it again resumes.")]
 
 
+RAY_POLL_S = 1.0
+
+
 class StopFlag:
-    """Set by the first SIGINT or SIGTERM; a second one ends the process at once."""
+    """Set by the first SIGINT or SIGTERM; a second one ends the process at once, and so does the end of the Ray that it
+    started: a SIGTERM to the whole group, as of `timeout` or a batch system, reaches that as well."""
 
     def __init__(self, doing: str = "finishing what is in flight") -> None:
         self.is_set, self._doing = False, doing
@@ -69,6 +75,15 @@ class StopFlag:
             os._exit(130)
         self.is_set = True
         print(f"stopping: {self._doing} (once more to stop at once)", file=sys.stderr, flush=True)
+        threading.Thread(target=self._end_with_ray, daemon=True).start()
+
+    def _end_with_ray(self) -> None:
+        from services import cluster
+
+        while not cluster.has_died():
+            time.sleep(RAY_POLL_S)
+        print("limbeck: interrupted, and Ray with it\nhint: run the same command again to go on", file=sys.stderr)
+        os._exit(130)  # what is on disk is whole; whoever waits for Ray would wait in vain
 
     def __call__(self) -> bool:
         return self.is_set

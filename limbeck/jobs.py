@@ -328,7 +328,7 @@ def train(
     `made_of` says what of, for whoever asks later whether it has to be trained again: by default spec and data files.
     """
     from training.examples import check_data
-    from training.loop import TRAINER, check_workers, fit, publish
+    from training.loop import TRAINER, check_workers, crowded, fit, last_step, publish
     from training.signals import check_cache
 
     spec = spec_of(spec, TrainingSpec)
@@ -354,6 +354,10 @@ def train(
         with cluster.connected(address):
             ready()
             check_workers(spec)
+            if (cores := crowded(spec.workers)) is not None:
+                watch({"crowded": (spec.workers, cores)})
+            if (step := last_step(place)) is not None:
+                watch({"going_on_from": step})
             spec = _fine_tuned(spec, Path(out).absolute(), watch, stopping)
             return fit(spec, Path(out).absolute(), made_of, watch, stopping, outlives_us=not cluster.is_own())
 

@@ -63,6 +63,10 @@ def training_line(now: dict[str, Any]) -> str:
     if now.get("first"):
         what = "fine-tuning the teacher" if now["first"] == "teacher" else "fine-tuning first"
         return f"{what}: {training_line({**now, 'first': None})}"
+    if "going_on_from" in now:
+        return f"going on from step {now['going_on_from']}"
+    if "crowded" in now:
+        return "{} workers share {} cores: fewer would be faster, and take less memory".format(*now["crowded"])
     if "captured" in now:
         return f"teacher written down: {now['captured']}/{now['shards']} shards"
     if "measuring" in now:
@@ -107,7 +111,9 @@ class TrainingProgress:
 
     def __call__(self, now: dict[str, Any]) -> None:
         line = training_line(now)
-        if self._console.is_terminal:
+        if "going_on_from" in now or "crowded" in now:
+            self._console.print(f"note: {line}", soft_wrap=True, highlight=False)
+        elif self._console.is_terminal:
             done, of = (now["step"], now["steps"]) if "step" in now else (now.get("captured", 0), now.get("shards"))
             self._bar.update(self._task, description=line, completed=done, total=of)
         elif line != self._line:

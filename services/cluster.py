@@ -178,6 +178,21 @@ def is_own() -> bool:
     return ray.is_initialized() and CONNECTED.get(_connection(), False)
 
 
+def has_died() -> bool:
+    """Whether the Ray that was started here has ended by itself: nothing listens where its directory of actors did, and
+    without that no call comes back."""
+    if not is_own():
+        return False
+    host, _, port = _here().rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except ConnectionError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def check_address(address: str | None) -> None:
     """`SpecError` where nothing, or no Ray, listens at host:port: Ray itself tries such an address for minutes."""
     if address is None:

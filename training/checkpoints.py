@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 
 from schemas.errors import LimbeckError
 from schemas.student import Checkpoints
+from training.loop import WHOLE
 from training.rollout import Rollouts
 
-WHOLE = "whole"  # in a checkpoint that every worker has written its part of: a file that says what it took, see `Taken`
 # What a torn or foreign file raises: torch, safetensors and JSON each in their own way.
 UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, UnpicklingError,
               SafetensorError)  # fmt: skip

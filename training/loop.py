@@ -15,8 +15,10 @@ from schemas.errors import Interrupted, LimbeckError, SpecError, raised_there
 from schemas.student import TRAINED_ON, TrainingSpec
 
 POLL_S = 0.5
+INTERRUPTED = "interrupted while the student was trained", "run the same command to go on"
 TRAINER = "trainer"  # where a training's checkpoints are, below its working directory
 ROWS = "rows"  # its data in tokens, below that
+WHOLE = "whole"  # in a checkpoint that every worker has written its part of: a file that says what it took
 # On a Ray that ends with this process nobody scrapes metrics or takes machines back; an actor for each of these cost
 # 1.5 s CPU.
 OWN_RAY = {"RAY_TRAIN_METRICS_ENABLED": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
@@ -65,16 +67,16 @@ def fit(
     )  # fmt: skip
     try:
         _fitted(trainer, work, watch, stopping)
-    except ray.train.TrainingFailedError as error:
-        raise _failure(work, error) from None
-    except ray.exceptions.RayError as error:
-        raise _lost(error) from None
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        if stopping() and _own_error(work) is None:  # as where a signal reached Ray's processes, too
+            raise Interrupted(*INTERRUPTED) from None
+        raise (_failure(work, error) if isinstance(error, ray.train.TrainingFailedError) else _lost(error)) from None
     finally:
         shutil.rmtree(work / "ray_train", ignore_errors=True)
     if (error := _own_error(work)) is not None:
         raise error
     if not (work / "student" / "metrics.json").is_file():  # written last: a student that is whole is kept
-        raise Interrupted("interrupted while the student was trained", "run the same command to go on")
+        raise Interrupted(*INTERRUPTED)
     (work / "student" / TRAINED_ON).write_text(json.dumps(made_of, indent=2) + "\n")
     metrics = publish(work / "student", out / "student")
     shutil.rmtree(work / TRAINER, ignore_errors=True)
@@ -115,6 +117,20 @@ def check_workers(spec: TrainingSpec) -> None:
     name, needed = ("workers", spec.workers) if spec.min_workers is None else ("min_workers", spec.min_workers)
     if gpus and needed > gpus:
         raise SpecError(f"{name}: {needed}, the cluster has {gpus} GPUs", f"set {name} lower, or add GPUs")
+
+
+def crowded(workers: int) -> int | None:
+    """The cores of the connected cluster where it has fewer than workers, and no GPUs."""
+    import ray
+
+    have = ray.cluster_resources()
+    cores = int(have.get("CPU", 1))
+    return cores if workers > cores and not have.get("GPU") else None
+
+
+def last_step(place: Path) -> int | None:
+    """The step that a training goes on from whose checkpoints are in `place`; None where it begins."""
+    return max((int(one.parent.name.rpartition("-")[2]) for one in place.glob(f"checkpoint-*/{WHOLE}")), default=None)
 
 
 def _scaling(workers: int, least: int | None) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from schemas.errors import SpecError
 from schemas.hub import require_hub
@@ -72,14 +72,24 @@ def check_teacher(teacher: str | None, max_length: int = 0) -> None:
     """`SpecError` where there is no such teacher, or it reads fewer tokens than `max_length`."""
     if teacher is not None:
         _require_reads(teacher, shape_of(teacher, "teacher").reads, max_length)
+        if Path(teacher).is_dir():
+            _require_whole(teacher, "teacher")
 
 
-def _require_whole(folder: str) -> None:
-    """`SpecError` where a folder lacks weights or a tokenizer: loading it would tell as much, and much later."""
-    if not any(path.suffix in (".safetensors", ".bin") for path in Path(folder).iterdir()):
-        raise SpecError(f"student {folder}: no weights there", "a path holds what save_pretrained wrote")
-    if not tokenizer_of(folder, "student")("a")["input_ids"]:
-        raise SpecError(f"student {folder}: no tokenizer there", "save the model's tokenizer beside it")
+def _require_whole(folder: str, role: str = "student") -> None:
+    """`SpecError` where a folder lacks weights or a tokenizer, or a file of weights is cut short: loading it would tell
+    as much, and much later."""
+    files = [path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin")]
+    if not files:
+        raise SpecError(f"{role} {folder}: no weights there", "a path holds what save_pretrained wrote")
+    for file in files:
+        try:
+            if file.suffix == ".safetensors":
+                safe_open(file, "np").keys()  # reads the header, and compares it with the file's length
+        except (SafetensorError, OSError) as error:
+            raise SpecError(f"{role} {folder}: {file.name} is damaged: {error}", "copy it or train it again") from None
+    if not tokenizer_of(folder, role)("a")["input_ids"]:
+        raise SpecError(f"{role} {folder}: no tokenizer there", "save the model's tokenizer beside it")
 
 
 def _require_reads(name: str, reads: int | None, max_length: int) -> None:
@@ -95,7 +105,9 @@ def weights_digest(spec: TrainingSpec) -> str:
 
 def named_weights_digest(names: Iterable[str]) -> str:
     """Names, sizes and times of what of these models is on this disk."""
-    local = [path for name in names for path in ([Path(name)] if name.endswith(".gguf") else _weights_in(Path(name)))]
+    local = [
+        path for name in names for path in ([gguf_weights(name)] if name.endswith(".gguf") else _weights_in(Path(name)))
+    ]
     return files_digest(local)
 
 

@@ -81,6 +81,8 @@ def test_a_training_is_followed_from_its_rows_to_its_student(tmp_path: Path) -> 
         (place / "train-progress.json").write_text(json.dumps(told))
         assert student_line(work).startswith(line)
     assert training_line({"captured": 1, "shards": 4}) == "teacher written down: 1/4 shards"
+    assert training_line({"going_on_from": 40}) == "going on from step 40"
+    assert training_line({"crowded": (8, 2)}).startswith("8 workers share 2 cores")
     over = {"step": 9, "steps": 9, "loss": 1.0, "tokens_per_second": 800.0, "mfu": 0.25}
     assert training_line(over) == "trained 9 steps at 800 tokens/s, MFU 25.0%; measuring, saving"
 

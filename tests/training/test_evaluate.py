@@ -135,6 +135,18 @@ def test_bad_input(
     assert done.returncode == 2 and told in done.stderr and not (tmp_path / "out").exists()
 
 
+@pytest.mark.ray
+def test_a_student_whose_weights_are_cut_short_is_told_before_any_is_judged(
+    command: Command, three: dict[str, str], jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    weights = next(Path(list(three.values())[-1]).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    spec = tmp_path / "evaluate.yaml"
+    spec.write_text(yaml.safe_dump(spec_of(three, jsonl([{"prompt": "a", "response": "b"}] * 2))))
+    done = command("evaluate", spec, "--out", tmp_path / "out")
+    assert done.returncode == 2 and "model.safetensors is damaged" in done.stderr and not (tmp_path / "out").exists()
+
+
 def test_a_teacher_of_other_words_is_told_before_anyone_is_judged_or_paid(
     three: dict[str, str], jsonl: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -84,6 +84,11 @@ def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(
 ) -> None:
     out = tmp_path / "killed"
     running = limbeck.start("train", spec, "--out", out)
+    reached(out, 25)
+    os.killpg(running.pid, signal.SIGTERM)  # reaches Ray's processes, too, as that of `timeout` does
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 130 and "limbeck: interrupted" in said
+    running = limbeck.start("train", spec, "--out", out)
     try:
         reached(out, 50)
     finally:
@@ -96,6 +101,7 @@ def test_a_killed_training_goes_on_and_ends_where_an_undisturbed_one_does(
     os.utime(spec.with_name("pairs.jsonl"))  # touched, and the same
     done = command("train", spec, "--out", out)
     assert done.returncode == 0, done.stderr
+    assert f"note: going on from step {max(kept)}" in done.stderr
     assert curve(out / "student") == curve(undisturbed)
     other = command("train", spec, "--out", out, "--set", "learning_rate=0.1")
     assert other.returncode == 2 and "was made by another spec: train.learning_rate" in other.stderr
