@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,8 +64,8 @@ class StopFlag:
     """Set by the first SIGINT or SIGTERM; a second one ends the process at once, and so does the end of the Ray that it
     started: a SIGTERM to the whole group, as of `timeout` or a batch system, reaches that as well."""
 
-    def __init__(self, doing: str = "finishing what is in flight") -> None:
-        self.is_set, self._doing = False, doing
+    def __init__(self, doing: str = "finishing what is in flight", at_once: Callable[[], None] = lambda: None) -> None:
+        self.is_set, self._doing, self._at_once = False, doing, at_once
 
     def install(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -82,6 +83,8 @@ class StopFlag:
 
         while not cluster.has_died():
             time.sleep(RAY_POLL_S)
+        with suppress(*UNFORESEEN, LimbeckError):
+            self._at_once()
         print("limbeck: interrupted, and Ray with it\nhint: run the same command again to go on", file=sys.stderr)
         os._exit(130)  # what is on disk is whole; whoever waits for Ray would wait in vain
 
@@ -155,7 +158,7 @@ def run(
         from limbeck.progress import Progress, summary
 
         place = lasting(out)
-        stop = StopFlag()
+        stop = StopFlag(at_once=lambda: jobs.note_interrupted(place))
         with Progress(place / ".work") as progress:
             manifest = jobs.run(
                 spec,

@@ -118,6 +118,14 @@ def _recorded(this: Run) -> Iterator[None]:
         this.directory.close()
 
 
+def note_interrupted(out: Path) -> None:
+    """Write down that a run has ended whose process has to leave at once."""
+    directory = RunDirectory(out)
+    if (manifest := directory.manifest()) is not None and manifest.state == "running":
+        manifest.state, manifest.error = "interrupted", "interrupted"
+        directory.save(manifest)
+
+
 def replay(spec: Job, out: Path | str) -> Manifest:
     """Parse, validate, curate and publish the journal of run `out` again under `spec`. Starts no Ray and pays nothing.
 

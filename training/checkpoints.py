@@ -145,7 +145,10 @@ class Saving(transformers.TrainerCallback):  # type: ignore[misc]
         self._saved_at = self._clock()
         if args.process_index == 0:  # all have written their part: see `TokenTrainer._save_checkpoint`
             taken = Taken(round(self.seconds, 3), args.world_size, tuple(self.work()))
-            Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE).write_text(json.dumps(asdict(taken)))
+            whole = Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE)
+            new = whole.with_suffix(".new")
+            new.write_text(json.dumps(asdict(taken)))
+            new.replace(whole)
             self._prune(Path(args.output_dir), state)
 
     def _prune(self, place: Path, state: Any) -> None:

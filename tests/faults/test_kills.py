@@ -94,6 +94,23 @@ def test_ctrl_c_finishes_the_calls_in_flight_and_pays_for_none_twice(
     assert said.rows.accepted == 300
 
 
+def test_a_sigterm_that_reaches_ray_too_ends_the_run_as_an_interrupt(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+) -> None:
+    """As that of `timeout`, or of a batch system at its end."""
+    with teacher_server("--latency", "0.1") as teacher:
+        spec = job(questions(jsonl, 200), teachers=[lane(teacher, limits={"concurrency": 8})])
+        run = tmp_path / "run"
+        process = half_way(limbeck, spec, run, teacher, 60)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130 and "run the same command again" in errors, errors
+        assert state(run) == "interrupted"
+        said = run_it(spec, run)
+        assert teacher.bill()["repeated"] <= 8  # what was in flight
+    assert said.rows.accepted == 200
+
+
 def test_ctrl_c_while_the_student_is_trained_is_an_interrupt_that_can_be_resumed(
     command: Callable[..., Finished], job: Write, jsonl: Write, tmp_path: Path
 ) -> None:
