@@ -13,7 +13,7 @@ from limbeck.columns import check_run_columns
 from limbeck.evaluation import check_of_job, evaluate_job, is_evaluated
 from limbeck.spec_file import Job, Training, spec_of
 from pipelines.estimate import Estimate, estimate
-from pipelines.rundir import RunDirectory, differences, locked, require_folder
+from pipelines.rundir import WRITING, RunDirectory, differences, locked, require_folder
 from pipelines.runner import Run, Watch
 from schemas.errors import UNFORESEEN, Interrupted, LimbeckError, SpecError, refused_as_spec
 from schemas.job import JobSpec
@@ -119,7 +119,8 @@ def _recorded(this: Run) -> Iterator[None]:
 
 
 def note_interrupted(out: Path) -> None:
-    """Write down that a run has ended whose process has to leave at once."""
+    """Write down that a run has ended whose process leaves at once. Nothing is written after it."""
+    WRITING.acquire()
     directory = RunDirectory(out)
     if (manifest := directory.manifest()) is not None and manifest.state == "running":
         manifest.state, manifest.error = "interrupted", "interrupted"

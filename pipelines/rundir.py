@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,7 @@ from services.journal.place import Journal
 VERSIONS = ("limbeck", "ray", "openai", "anthropic", "pydantic", "pyarrow", "torch", "transformers", "xllamacpp")
 BYTES_A_ROW = 6_000  # a long answer as a provider sends it, 4.3 kB in the journal, and twice as a row, compressed
 BYTES_A_RUN = 64 * 2**20
+WRITING = threading.RLock()  # one text at a time; whoever keeps it has the last word
 ANEW = "delete it where it was damaged: the next start writes it anew, and what is paid for is kept in journal/"
 
 
@@ -180,15 +182,16 @@ def locked(path: Path) -> Iterator[None]:
 def replace_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old text or the new one, after a power loss too."""
     temporary = path.with_name(path.name + ".new")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    temporary.replace(path)
+    with WRITING:
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        temporary.replace(path)
 
 
 def move_folder(built: Path, place: Path) -> None:
