@@ -236,7 +236,11 @@ def remarks(metrics: dict[str, Any]) -> list[str]:
     """What a student's metrics say that its user should know of."""
     found = []
     if metrics["steps"] < FEW_STEPS:
-        found.append(f"the student took {metrics['steps']} steps: epochs, or a smaller batch_size, gives it more")
+        rows = metrics["rows_train"]
+        found.append(f"the student took {metrics['steps']} steps on {rows} rows: few to learn much from")
+    if "steps_planned" in metrics:
+        planned = metrics["steps_planned"]
+        found.append(f"ended at step {metrics['steps']} of {planned}: the held-out loss fell no more (patience)")
     if metrics["rows_too_long"]:
         found.append(f"{metrics['rows_too_long']} rows took no part: their prompts alone fill max_length")
     if metrics["rows_cut"]:
@@ -244,8 +248,11 @@ def remarks(metrics: dict[str, Any]) -> list[str]:
     when = "fine_tuned" if "loss_fine_tuned" in metrics else "before"
     if not metrics["loss_after_low"] <= metrics[f"loss_{when}_high"]:  # nor is a loss that is no number
         before, after = metrics[f"loss_{when}"], metrics["loss_after"]
-        why = "learning_rate is too high, there are too many epochs, or a teacher that was not fine-tuned leads away"
+        why = "learning_rate is too high, or there are too many epochs"
+        why += ", or a teacher that was not fine-tuned leads away" if "forward_kl_after" in metrics else ""
         found.append(f"the loss on responses that were held out rose from {before:.2f} to {after:.2f}: {why}")
+    if metrics["token_accuracy_after_high"] < metrics[f"token_accuracy_{when}_low"]:
+        found.append("the student foretells fewer tokens than before: learning_rate is too high, most often")
     return found
 
 

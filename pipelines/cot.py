@@ -16,6 +16,8 @@ from schemas.errors import SpecError
 from schemas.job import JobSpec, Prompt, Source
 from schemas.record import Rationale, Rejection
 
+MARKER = "So the answer is"
+PAPER_MARKERS = {"arithmetic": "The answer is"}  # the paper's exemplars leave the "So" out there
 ASK = {
     "multiple_choice": "Think step by step in one or two sentences, then finish with "
     '"So the answer is (x) choice." where (x) is the letter of your choice.',
@@ -23,6 +25,9 @@ ASK = {
     "nli": "Does the premise entail the hypothesis? Think step by step, then finish with "
     '"So the answer is" and one of entailment, neutral, contradiction.',
     "free_text": 'Think step by step, then finish with "So the answer is" and the answer.',
+}
+PAPER_ASK = {
+    "arithmetic": 'Think step by step, then finish with "The answer is" and the expression in brackets, as in (84 / 2).'
 }
 
 
@@ -85,12 +90,12 @@ def question(text: str, choices: tuple[str, ...]) -> str:
     return "\n".join([f"Q: {text}", "Answer Choices:", *lines])
 
 
-def worked(exemplar: Exemplar) -> str:
+def worked(exemplar: Exemplar, marker: str = MARKER) -> str:
     """An exemplar's answer, ending in the marker and the label."""
     label = exemplar.label
     if exemplar.choices:
         label = f"({LETTERS[exemplar.choices.index(label) % 26]}) {label}"
-    return f"{exemplar.rationale.strip()} So the answer is {label}."
+    return f"{exemplar.rationale.strip()} {marker} {label}."
 
 
 @dataclass(frozen=True)
@@ -102,21 +107,29 @@ class Rationales:
     prompt: Prompt
     exemplars: tuple[Exemplar, ...]
     sampling: Sampling
+    faithful: bool = False
+    by_row: bool = False
 
     def messages(self, row: Row) -> tuple[Message, ...]:
         """The shared prefix first, so that a provider's prompt cache applies."""
         system = [Message("system", self.prompt.system)] if self.prompt.system else []
         if not self.exemplars:
-            asked = f"{question(row.input, row.choices)}\n\n{ASK[self.prompt.task]}"
+            asked = f"{question(row.input, row.choices)}\n\n{self._ask}"
             return (*system, Message("user", asked))
         shots: list[Message] = []
         for exemplar in self.exemplars:
             shots.append(Message("user", question(exemplar.input, exemplar.choices)))
-            shots.append(Message("assistant", worked(exemplar)))
+            marker = PAPER_MARKERS.get(self.prompt.task, MARKER) if self.faithful else MARKER
+            shots.append(Message("assistant", worked(exemplar, marker)))
         return (*system, *shots, Message("user", question(row.input, row.choices)))
 
+    @property
+    def _ask(self) -> str:
+        """What is asked where no exemplar shows the form."""
+        return (PAPER_ASK if self.faithful else ASK).get(self.prompt.task, ASK[self.prompt.task])
+
     def call(self, row: Row) -> Call:
-        return Call(row.id, self.messages(row), self.sampling)
+        return Call(row.id, self.messages(row), self.sampling, own=row.id if self.by_row else "")
 
     def rows(self) -> Iterator[Row | Malformed]:
         return usable(self.source, self.duplicates)
@@ -127,7 +140,8 @@ class Rationales:
 
 def plan_of(spec: JobSpec, duplicates: frozenset[int]) -> Rationales:
     sampling = Sampling(spec.sampling.temperature, spec.sampling.max_tokens, spec.sampling.seed)
-    return Rationales(spec.source, duplicates, spec.prompt, load_exemplars(spec.prompt), sampling)
+    shots = load_exemplars(spec.prompt)
+    return Rationales(spec.source, duplicates, spec.prompt, shots, sampling, spec.faithful, spec.answers_by_row)
 
 
 def read_answer(

@@ -141,12 +141,14 @@ class Responses:
     sampling: Sampling
     schema: str | None = None
     borrowed: Borrowed = Borrowed()
+    by_row: bool = False
 
     def call(self, row: Row) -> Call:
         system = CONCISE if self.prompt.system is None else self.prompt.system
         turns = [Message("system", system)] if system else []
         schema = self.borrowed.schema(row.id, self.schema)
-        return Call(row.id, (*turns, Message("user", row.input)), self.sampling, schema=schema)
+        own = row.id if self.by_row else ""
+        return Call(row.id, (*turns, Message("user", row.input)), self.sampling, schema=schema, own=own)
 
     def rows(self) -> Iterator[Row | Malformed]:
         yield from usable(self.source, self.duplicates)
@@ -157,7 +159,10 @@ class Responses:
 
 
 def plan_of(spec: JobSpec, duplicates: frozenset[int], written: tuple[Written, ...] = ()) -> Responses:
-    return Responses(spec.source, duplicates, written, spec.prompt, sampling_of(spec), schema_of(spec))
+    sampling, schema = sampling_of(spec), schema_of(spec)
+    return Responses(
+        spec.source, duplicates, written, spec.prompt, sampling, schema, by_row=spec.answers_by_row
+    )  # fmt: skip
 
 
 def schema_of(spec: JobSpec) -> str | None:

@@ -11,7 +11,7 @@ from schemas.record import Rejection
 
 NEW = "not asked before"
 UNFIT = "asked with another validate.json_schema, whose answers do not fit"
-ASKED = ("prompt.", "validate.json_schema")  # what of a revisable spec goes into a call
+ASKED = ("prompt.", "validate.json_schema", "faithful")  # what of a revisable spec goes into a call
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipelines import cot, instruct
 from pipelines.advice import GONE, OURS, advice, beyond_the_plan, gone
@@ -24,6 +25,7 @@ from pipelines.harvest import (
     instructions_of,
     sendable,
     shown_rejections,
+    stored_rows,
 )  # fmt: skip
 from pipelines.publish import Published, publish
 from pipelines.recorded import index_recordings, recordings_digest
@@ -50,6 +52,7 @@ from services.teachers.credentials import lane_key
 
 SAVE_EVERY_S = 1.0
 TOO_FEW = "instructions where"
+BLANK = "have a blank label"
 COPIES = 4  # of a row's text on disk: staged, published, as messages, in the report
 STATES: dict[type[LimbeckError], State] = {BudgetExhausted: "exhausted", Interrupted: "interrupted"}
 Watch = Callable[[Manifest], None]
@@ -326,9 +329,10 @@ class Run:
                 written = len(plan.written) if isinstance(plan, instruct.Responses) else 0
                 self._send(fleet, plan, self._scan.good + written)  # type: ignore[arg-type]
         if self._done.failed and not self._base.answered and not self._done.answered:
-            raise LaneUnusable(
-                "no call was answered", "rejected/ keeps what the teacher said; check base_url and model"
-            )
+            hint = "rejected/ keeps what the teacher said; check base_url and model"
+            if self.spec.answers_by_row:
+                hint = "the ids of teachers.path are none of the source's: check its fields, and source.fields.id"
+            raise LaneUnusable("no call was answered", hint)
         return plan
 
     def _send(self, fleet: Fleet, plan: Plan, calls: int) -> None:
@@ -409,7 +413,7 @@ class Run:
         """Journal to rows to dataset; the rows that were left out. Files are built aside and moved into place whole."""
         staged, rejected_folder = self.directory.work / "accepted.parquet", self.directory.scratch("rejected")
         rejected = Rejections(RowWriter(rejected_folder / "part-00000.parquet", REJECTED))
-        told = (*OURS, TOO_FEW)
+        told = (*OURS, TOO_FEW, BLANK)
         self.manifest.warnings = [w for w in self.manifest.warnings if not any(words in w for words in told)]
         with self._answers() as answers:
             with self.stage("harvest"):
@@ -418,6 +422,7 @@ class Run:
                 accepted.close()
                 generated = self._instruction_rejections(plan, answers, rejected)
                 self._exact_counts(answers.index.totals)
+                self._warn_of_blank(staged, accepted.count)
                 if replayed:
                     self.manifest.calls.reused = answered
                 if not pending:  # whatever was sent beyond a first time was a repeat, of calls lost in a crash, too
@@ -435,6 +440,13 @@ class Run:
         keep_for_report(self.directory, published, shown)
         self.describe()
         return pending
+
+    def _warn_of_blank(self, staged: Path, rows: int) -> None:
+        """Rows that were kept though nothing in their answers is a label."""
+        if self.spec.pipeline == "cot" and self.spec.keeps_unparsable:
+            blank = sum(not row["label"].strip() for row in stored_rows(staged, ["label"]))
+            if blank:
+                self.warn(f"{blank:,} of {rows:,} rows {BLANK}: no answer marker, or nothing behind it fits the task")
 
     def _exact_counts(self, totals: Totals) -> None:
         """Money and tokens from the journal, which no crash can falsify."""

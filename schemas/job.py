@@ -191,6 +191,12 @@ class JobSpec(Strict):
     evaluate: JobEvaluation | None = Field(None, description="judge that student, and others beside it")
 
     @property
+    def answers_by_row(self) -> bool:
+        """Whether rows that ask the same have answers of their own. Not beside a teacher that is paid: with that, they
+        would be paid for more than once."""
+        return all(teacher.provider == "recorded" for teacher in self.teachers)
+
+    @property
     def keeps_unparsable(self) -> bool:
         """Whether an answer without a label makes a row all the same, with a blank one."""
         return self.validation.keep_unparsable or self.faithful

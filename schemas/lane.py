@@ -120,7 +120,7 @@ class Teacher(Strict):
     path: Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="recorded: jsonl, jsonl.gz, json, csv or parquet (file, glob, directory), or a run directory. Rows "
-        "with the same prompt share the answer to the first of them",
+        "with the same prompt have answers of their own unless other teachers stand beside it: then they share one",
     )
     fields: dict[Literal["id", "raw"], Annotated[str, Field(min_length=1)]] = Field(
         default_factory=dict, description="recorded: the columns of the row's id and of the answer's text"

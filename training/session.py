@@ -211,6 +211,8 @@ class Session:
             **({"step_seconds": report.step_seconds} if report.step_seconds else {}), **report.speed(),
         )  # fmt: skip
         state = trainer.state
+        if state.global_step < state.max_steps and not trainer.was_stopped:
+            metrics["steps_planned"] = state.max_steps
         logged = next((line for line in reversed(state.log_history) if "loss" in line), {})
         metrics |= {name: value for name, value in logged.items() if name.startswith("loss_")}  # the objective's terms
         if torch.cuda.is_available():

@@ -24,6 +24,7 @@ from training.loop import outcome_of, use_assigned_cores
 from training.rows import BLANK, TokenRow, predicted
 
 ABOUT = "about.json"
+NAMED = {"top_k": "top_k or tau", "sampled": "sampled or tau"}  # what `made_of` holds under one name
 SHARD = 1024  # rows in a file: what a killed capture does again
 BATCH = 8
 POLL_S = 0.5
@@ -69,7 +70,7 @@ def check_cache(spec: TrainingSpec, knows_teacher: bool = True) -> None:
     if not knows_teacher:
         return
     now = made_of(spec)
-    if odd := [key for key in now if earlier.get(key) != now[key]]:
+    if odd := [NAMED.get(key, key) for key in now if earlier.get(key) != now[key]]:
         raise SpecError(
             f"objective.cache: {place} was made with another {' and '.join(odd)}", "name another folder, or remove it"
         )

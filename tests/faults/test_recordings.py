@@ -10,7 +10,7 @@ from runs import lane, run_it
 from teacher_server import teacher_server
 
 import limbeck
-from schemas.errors import SpecError
+from schemas.errors import LaneUnusable, SpecError
 
 Write = Callable[..., Path]
 QUESTIONS = [{"id": i, "input": f"What is {i} and one?"} for i in range(30)]
@@ -52,6 +52,30 @@ def test_what_is_not_recorded_is_asked_of_another_lane_or_rejected(job: Write, j
     with teacher_server() as server:
         both = run_it(job(questions, teachers=[some, lane(server, limits={"concurrency": 1})]), tmp_path / "both")
     assert both.rows.accepted == 30 and not both.rows.rejected
+
+
+@pytest.mark.ray
+def test_rows_that_ask_the_same_have_answers_of_their_own(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    questions = jsonl([{"id": name, "input": "What is it?"} for name in "abc"])
+    answers = jsonl([{"id": name, "raw": f"Well. So the answer is {name}."} for name in "bc"], "answers.jsonl")
+    said = run_it(job(questions, teachers=[recorded(answers)]), tmp_path / "run")
+    assert labels(tmp_path / "run") == {"b": "b", "c": "c"} and said.rows.rejected == {"not_recorded": 1}
+
+
+@pytest.mark.ray
+def test_a_faithful_run_says_how_many_labels_are_blank(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    answers = recorded(jsonl([*ANSWERS[:29], {"id": 29, "raw": "I do not know."}], "answers.jsonl"))
+    said = run_it(job(jsonl(QUESTIONS), teachers=[answers], faithful=True), tmp_path / "run")
+    assert said.rows.accepted == 30
+    assert any(line.startswith("1 of 30 rows have a blank label") for line in said.warnings)
+
+
+@pytest.mark.ray
+def test_a_recording_of_other_rows_says_so(job: Write, jsonl: Write, tmp_path: Path) -> None:
+    answers = jsonl([{"id": f"other-{i}", "raw": "So the answer is 1."} for i in range(3)], "answers.jsonl")
+    with pytest.raises(LaneUnusable) as caught:
+        run_it(job(jsonl(QUESTIONS), teachers=[recorded(answers)]), tmp_path / "run")
+    assert "the ids of teachers.path are none of the source's" in caught.value.hint
 
 
 @pytest.mark.ray

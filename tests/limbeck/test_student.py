@@ -74,17 +74,19 @@ def test_a_spec_may_be_a_file_a_dict_or_validated(spec: TrainingSpec, tmp_path: 
         limbeck.plan(3)  # type: ignore[arg-type]
 
 
-SOUND = {"steps": 40, "rows_too_long": 0, "rows_cut": 0, "loss_before": 3.0, "loss_before_high": 3.2, "loss_after": 1.0,
+SOUND = {"steps": 40, "rows_train": 99, "token_accuracy_before_low": 0.1, "token_accuracy_after_high": 0.5,
+         "rows_too_long": 0, "rows_cut": 0, "loss_before": 3.0, "loss_before_high": 3.2, "loss_after": 1.0,
          "loss_after_low": 0.9}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("told", "said"),
-    [({}, None), ({"steps": 3}, "took 3 steps"), ({"rows_too_long": 2}, "2 rows took no part"),
+    [({}, None), ({"steps": 3}, "took 3 steps on 99 rows"), ({"steps_planned": 50}, "ended at step 40 of 50"),
+     ({"token_accuracy_after_high": 0.05}, "foretells fewer tokens"), ({"rows_too_long": 2}, "2 rows took no part"),
      ({"rows_cut": 4}, "4 rows were cut"),
      ({"loss_after": 9.0, "loss_after_low": 8.5}, "held out rose from 3.00 to 9.00"),
      ({"loss_after": 3.3, "loss_after_low": 3.1}, None),  # the intervals meet
-     ({"loss_fine_tuned": 0.5, "loss_fine_tuned_high": 0.6}, "rose from 0.50 to 1.00")],
+     ({"loss_fine_tuned": 0.5, "loss_fine_tuned_high": 0.6, "token_accuracy_fine_tuned_low": 0.2}, "rose from 0.5")],
 )  # fmt: skip
 def test_what_a_student_s_user_should_know_is_said(told: dict[str, Any], said: str | None) -> None:
     found = jobs.remarks({**SOUND, **told})

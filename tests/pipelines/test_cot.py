@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.cot import load_exemplars, plan_of, read_answer
+from pipelines.cot import PAPER_MARKERS, Exemplar, load_exemplars, plan_of, read_answer, worked
 from pipelines.parsing import PAPER, PARSERS, Parser
 from pipelines.source import Row
 from schemas.call import Answer
@@ -142,3 +142,14 @@ def test_a_line_of_exemplars_ends_where_json_lines_end(tmp_path: Path) -> None:
     path = tmp_path / "shown.jsonl"
     path.write_text('{"input": "Which\u2028one?", "rationale": "Because.", "label": "this"}\n', encoding="utf-8")
     assert [e.input for e in load_exemplars(Prompt(style="few-shot", exemplars=str(path)))] == ["Which\u2028one?"]
+
+
+def test_a_faithful_run_asks_for_the_form_that_it_reads() -> None:
+    asked = plan_of(spec({"faithful": True}, task="arithmetic"), frozenset()).messages(Row("r", "Two and two?"))
+    assert 'finish with "The answer is" and the expression in brackets' in asked[-1].content
+    shown = worked(Exemplar(input="q", rationale="Half.", label="(84 / 2)"), PAPER_MARKERS["arithmetic"])
+    assert PAPER["arithmetic"].read(shown) == ("Half.", "(84 / 2)")
+    for task in ("multiple_choice", "nli"):
+        label = "neutral" if task == "nli" else "math problem"
+        example = Exemplar(input="q", rationale="Half.", label=label, choices=() if task == "nli" else CHOICES)
+        assert PAPER[task].read(worked(example)) == ("Half.", label)
