@@ -18,6 +18,7 @@ import numpy as np
 from schemas.errors import SpecError
 from schemas.hub import hub_rows
 from schemas.job import Source
+from schemas.text import hash64
 from schemas.text_files import TooManyCells, files_of, is_unicode, parsed, text_entries
 
 MOST_CHOICES = 26  # they are shown as (a) to (z)
@@ -228,15 +229,11 @@ def _duplicate_positions(reader: RowReader, hashes: "array[int]") -> dict[int, R
     seen: set[str] = set()
     found: dict[int, Row] = {}
     for position, row in enumerate(reader):
-        if isinstance(row, Row) and _hash(row.id) in suspects:
+        if isinstance(row, Row) and hash64(row.id) in suspects:
             if row.id in seen:
                 found[position] = row
             seen.add(row.id)
     return found
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def scan(source: Source) -> Scan:
@@ -256,7 +253,7 @@ def scan(source: Source) -> Scan:
         content.update("\0".join((row.id, row.input, *row.choices)).encode() + b"\1")
         size = sum(len(text.encode()) for text in (row.input, *row.choices))
         found.longest, found.bytes = max(found.longest, size), found.bytes + size
-        hashes.append(_hash(row.id))
+        hashes.append(hash64(row.id))
     found.digest = content.hexdigest()
     if not found.rows:
         raise SpecError(f"source empty: {source.path} has no rows", "is it the right file?")

@@ -1,4 +1,6 @@
-"""Text from a source or a server, made fit for files and terminals."""
+"""Text from a source or a server, made fit for files, terminals and indexes."""
+
+import hashlib
 
 
 def storable(text: str) -> str:
@@ -9,3 +11,8 @@ def storable(text: str) -> str:
 def printable(text: str) -> str:
     """Without line breaks, lone surrogates and the control characters that a terminal obeys."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def hash64(text: str) -> int:
+    """64 bits that tell texts apart for as long as a look at the texts themselves settles the rest."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

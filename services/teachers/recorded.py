@@ -4,7 +4,6 @@ An index is a folder with `answers.arrow` (the texts in file order) and, sorted 
 stands. Everything is memory-mapped, so that a worker's memory does not grow with the answers.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -15,15 +14,12 @@ import pyarrow as pa
 
 from schemas.call import Call, Reply, Verdict, VerdictKind
 from schemas.money import Usage
+from schemas.text import hash64
 
 ANSWERS, HASHES, PLACES = "answers.arrow", "hashes.npy", "places.npy"
 BATCH = 1024  # answers in a record batch
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.large_string())])
 NOT_RECORDED = Verdict(VerdictKind.NOT_RECORDED, "the recording holds no answer to this row")
-
-
-def _hash(row: str) -> int:
-    return int.from_bytes(hashlib.blake2b(row.encode(), digest_size=8).digest(), "big")
 
 
 def write_recording(place: Path, answers: Iterable[tuple[str, str]]) -> int:
@@ -33,7 +29,7 @@ def write_recording(place: Path, answers: Iterable[tuple[str, str]]) -> int:
     with pa.OSFile(str(place / ANSWERS), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
         left = iter(answers)
         while some := list(islice(left, BATCH)):
-            hashes.append(np.array([_hash(row) for row, _ in some], np.uint64))
+            hashes.append(np.array([hash64(row) for row, _ in some], np.uint64))
             rows, texts = zip(*some, strict=True)
             writer.write_batch(pa.record_batch([pa.array(rows), pa.array(texts, pa.large_string())], schema=SCHEMA))
     found = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
@@ -52,7 +48,7 @@ class Recording:
 
     def samples(self, row: str) -> Iterator[str]:
         """The texts that are recorded for a row."""
-        key = np.uint64(_hash(row))
+        key = np.uint64(hash64(row))
         low, high = (int(np.searchsorted(self._hashes, key, side)) for side in ("left", "right"))
         for place in self._places[low:high].tolist():
             batch = self._file.get_batch(place // BATCH)

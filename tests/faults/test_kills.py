@@ -78,37 +78,23 @@ def test_kill_9_of_the_process_group_costs_only_the_calls_in_flight(
     assert said.calls.reused >= 150 - in_flight
 
 
-def test_ctrl_c_finishes_the_calls_in_flight_and_pays_for_none_twice(
-    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
+@pytest.mark.parametrize(("number", "repeated"), [(signal.SIGINT, 0), (signal.SIGTERM, 8)], ids=["ctrl-c", "sigterm"])
+def test_a_signal_to_the_whole_group_is_an_interrupt_that_can_be_resumed(
+    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path, number: signal.Signals, repeated: int
 ) -> None:
+    """Ctrl-C finishes the calls in flight, and none is paid for twice. A SIGTERM, as of `timeout` or a batch system at
+    its end, takes Ray's own processes with it, and so at most what was in flight."""
     with teacher_server("--latency", "0.1") as teacher:
         spec = job(questions(jsonl, 300), teachers=[lane(teacher, limits={"concurrency": 8})])
         run = tmp_path / "run"
         process = half_way(limbeck, spec, run, teacher, 60)
-        os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130, errors
-        assert state(run) == "interrupted"
-        said = run_it(spec, run)
-        assert teacher.bill()["repeated"] == 0
-    assert said.rows.accepted == 300
-
-
-def test_a_sigterm_that_reaches_ray_too_ends_the_run_as_an_interrupt(
-    limbeck: Limbeck, job: Write, jsonl: Write, tmp_path: Path
-) -> None:
-    """As that of `timeout`, or of a batch system at its end."""
-    with teacher_server("--latency", "0.1") as teacher:
-        spec = job(questions(jsonl, 200), teachers=[lane(teacher, limits={"concurrency": 8})])
-        run = tmp_path / "run"
-        process = half_way(limbeck, spec, run, teacher, 60)
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 130 and "run the same command again" in errors, errors
         assert state(run) == "interrupted"
         said = run_it(spec, run)
-        assert teacher.bill()["repeated"] <= 8  # what was in flight
-    assert said.rows.accepted == 200
+        assert teacher.bill()["repeated"] <= repeated
+    assert said.rows.accepted == 300
 
 
 def test_ctrl_c_while_the_student_is_trained_is_an_interrupt_that_can_be_resumed(

@@ -29,7 +29,7 @@ def test_every_sample_of_every_row_is_found(
 
 
 def test_ids_whose_hashes_collide_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded, "_hash", lambda row: 7)
+    monkeypatch.setattr(recorded, "hash64", lambda row: 7)
     write_recording(tmp_path, [(f"r{i}", f"answer {i}") for i in range(2500)])
     assert Recording(tmp_path).find("r2400", 0) == "answer 2400" and Recording(tmp_path).find("r2500", 0) is None
 
